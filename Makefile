@@ -1,0 +1,42 @@
+# Two commands matter: `make demo` shows what nplora does, `make test` proves it. Both build .venv first.
+# Needs Python 3.11 or newer with pip, make, and a C compiler only where a dependency has no wheel.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
+BIN := .venv/bin
+STAMP := .venv/built
+
+.PHONY: venv test lint bench demo fuzz clean
+
+venv: $(STAMP)
+
+# The stamp makes this a no-op until the dependencies change. pip keeps what it downloads in its own cache
+# (`pip cache dir`), so a second build on one machine fetches nothing.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# In the order of the cheapest answer: style, types, tests with doctests, and then the wheel in an environment of its own.
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python tests/wheel/smoke.py
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: venv
+	$(BIN)/python benchmarks/run.py
+
+demo: venv
+	$(BIN)/python examples/demo.py
+
+# The test command runs this for seconds; here it runs for minutes.
+fuzz: venv
+	PYTHONPATH=tests $(BIN)/python -m hostile.fuzz_header --seconds 300
+
+clean:
+	rm -rf .venv dist build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,179 @@
+"""Thin linear algebra on low-rank updates: everything from factors, nothing of shape out x in.
+
+An update is ``dW = B A`` with B (..., out, r) and A (..., r, n); leading axes are batches. The functions
+take NumPy arrays, torch tensors or any array of the Python array API standard, and return the same kind.
+Gram matrices and everything r x r are float64 (float32 where a device has no float64).
+
+The Gram route squares the condition number. It is used only where `well_conditioned` certifies it;
+elsewhere `orthonormal_form` rewrites the style by QR and SVD, and the same formulas hold with H = I.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Array = Any  # an array of the array API standard; its namespace is asked for at run time
+
+# Gram matrices of factors (rows scaled to unit norm) up to this condition number keep the projection's
+# relative error below 1e3 * 2^-53 * r, far below the rounding of any output type.
+MAX_DOWN_CONDITION = 1e3
+# A full-rank certificate for B: sqrt(1e3 * 1e11) < 1e8, so every s_i > 1e-8 s_1 >> max(out, n) * 2^-52 s_1.
+MAX_UP_CONDITION = 1e11
+
+
+def namespace(array: Array) -> Any:
+    """The array API namespace of an array; array-api-compat is loaded only for arrays that need it (torch)."""
+    if hasattr(array, "__array_namespace__"):
+        return array.__array_namespace__()
+    from array_api_compat import array_namespace
+
+    return array_namespace(array)
+
+
+def transpose(array: Array) -> Array:
+    """Swap the last two axes."""
+    return namespace(array).matrix_transpose(array)
+
+
+@dataclass(frozen=True)
+class Grams:
+    """All that a files-only method needs to know of one module (or a batch of equal shapes), r x r and float64.
+
+    With the subject ``B_c A_c`` and the style ``B_s A_s``: ``K = A_c A_s^T`` (r_c, r_s), ``H_s = A_s A_s^T``,
+    ``G_s = B_s^T B_s``, ``H_c = A_c A_c^T``, ``G_c = B_c^T B_c``. Scales are not included.
+    ``size`` is (out, n), which sets the tolerance of numerical rank.
+    """
+
+    K: Array
+    H_s: Array
+    G_s: Array
+    H_c: Array
+    G_c: Array
+    size: tuple[int, int]
+
+
+def double(array: Array) -> Array:
+    """The array in float64; MPS has none and keeps float32."""
+    xp = namespace(array)
+    if str(getattr(array, "device", "")).startswith("mps"):
+        return xp.astype(array, xp.float32)
+    return xp.astype(array, xp.float64)
+
+
+def grams(B_c: Array, A_c: Array, B_s: Array, A_s: Array) -> Grams:
+    """Gram matrices of a subject and a style of one module.
+
+    Args:
+        B_c, A_c: subject factors (..., out, r_c) and (..., r_c, n), float32 or float64.
+        B_s, A_s: style factors (..., out, r_s) and (..., r_s, n).
+
+    Returns:
+        Float64 Gram matrices. The style's are accumulated in float64, since numerical rank is decided on
+        them; the subject's, which only weigh energies, in the dtype of the inputs.
+    """
+    A_s64, B_s64 = double(A_s), double(B_s)
+    return Grams(
+        K=double(A_c @ transpose(A_s)),
+        H_s=A_s64 @ transpose(A_s64),
+        G_s=transpose(B_s64) @ B_s64,
+        H_c=double(A_c @ transpose(A_c)),
+        G_c=double(transpose(B_c) @ B_c),
+        size=(B_s.shape[-2], A_s.shape[-1]),
+    )
+
+
+def inner(P: Array, Q: Array) -> Array:
+    """Batched Frobenius inner product <P, Q> over the last two axes.
+
+    ``||B A||_F^2 = inner(B^T B, A A^T)``.
+    """
+    return namespace(P).sum(P * Q, axis=(-2, -1))
+
+
+def well_conditioned(H: Array, G: Array) -> Array:
+    """Which updates have full numerical row rank, certified from Gram matrices alone.
+
+    With D scaling the rows of A to unit norm, ``s_min(BA) >= s_min(B D^-1) s_min(D A)``. A module passes if
+    the condition numbers of both scaled Gram matrices are small enough that this bound is far above
+    ``max(out, n) * 2^-52 * s_1``, and that ``H`` may be inverted without loss.
+
+    Args:
+        H: ``A A^T`` (..., r, r) float64.
+        G: ``B^T B`` (..., r, r) float64.
+
+    Returns:
+        Booleans (...,).
+    """
+    xp = namespace(H)
+    norms = xp.sqrt(xp.linalg.diagonal(H))
+    live = xp.all((norms > 0) & xp.isfinite(norms), axis=-1)
+    norms = xp.where(norms > 0, norms, xp.ones_like(norms))
+    scaled_H = H / norms[..., :, None] / norms[..., None, :]
+    scaled_G = G * norms[..., :, None] * norms[..., None, :]
+    return live & (condition(scaled_H) < MAX_DOWN_CONDITION) & (condition(scaled_G) < MAX_UP_CONDITION)
+
+
+def condition(S: Array) -> Array:
+    """Upper bound of the condition number of positive semidefinite matrices (Frobenius norms, capped near 1e15)."""
+    xp = namespace(S)
+    size = S.shape[-1]
+    trace = xp.sum(xp.linalg.diagonal(S), axis=-1)
+    good = xp.isfinite(trace) & (trace > 0)
+    mean = xp.where(good, trace, xp.ones_like(trace)) / size
+    eye = xp.eye(size, dtype=S.dtype, device=S.device)
+    # The shift keeps an exactly singular matrix invertible; it then reports a huge condition number.
+    unit = xp.where(good[..., None, None], S / mean[..., None, None], eye) + eye * (size * xp.finfo(S.dtype).eps)
+    inverse = xp.linalg.inv(unit)
+    return xp.where(good, frobenius(unit) * frobenius(inverse), xp.full_like(trace, xp.inf))
+
+
+def frobenius(M: Array) -> Array:
+    """Frobenius norm over the last two axes."""
+    xp = namespace(M)
+    return xp.sqrt(xp.sum(M * M, axis=(-2, -1)))
+
+
+def thin_svd(B: Array, A: Array) -> tuple[Array, Array, Array]:
+    """Exact thin SVD of ``B A`` from QR of both factors and an r x r core.
+
+    Args:
+        B: (out, r); A: (r, n). Any float dtype; computed in float64.
+
+    Returns:
+        U (out, r), s (r,) descending, V (n, r): ``B A = U diag(s) V^T``. Where r exceeds out or n the
+        rank axis is the smaller one. Singular values are exact to ``max(out, n) * 2^-52 * s_1``.
+    """
+    xp = namespace(B)
+    Q_b, R_b = xp.linalg.qr(double(B))
+    Q_a, R_a = xp.linalg.qr(transpose(double(A)))
+    u, s, vt = xp.linalg.svd(R_b @ transpose(R_a), full_matrices=False)
+    return Q_b @ u, s, Q_a @ transpose(vt)
+
+
+def numerical_rank(s: Array, size: tuple[int, int]) -> int:
+    """How many singular values count: ``s_i > max(out, n) * 2^-52 * s_1`` (as NumPy's and MATLAB's rank)."""
+    xp = namespace(s)
+    if s.shape[0] == 0:
+        return 0
+    tolerance = max(size) * xp.finfo(s.dtype).eps * float(s[0])
+    return int(xp.sum(xp.astype(s > tolerance, xp.int64)))
+
+
+def orthonormal_form(B: Array, A: Array) -> tuple[Array, Array]:
+    """The same update with orthonormal rows: ``B A = (U diag(s)) V^T``, dead directions dropped.
+
+    Returns:
+        ``U diag(s)`` (out, k) and ``V^T`` (k, n) in float64, k the numerical rank of ``B A``.
+    """
+    U, s, V = thin_svd(B, A)
+    k = numerical_rank(s, (B.shape[0], A.shape[1]))
+    return U[:, :k] * s[None, :k], transpose(V[:, :k])
+
+
+def product_norm(B: Array, A: Array) -> float:
+    """``||B A||_F`` without the cancellation of Gram matrices (QR of both factors)."""
+    xp = namespace(B)
+    R_b = xp.linalg.qr(double(B))[1]
+    R_a = xp.linalg.qr(transpose(double(A)))[1]
+    return float(frobenius(R_b @ transpose(R_a)))

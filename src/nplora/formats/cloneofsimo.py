@@ -1,0 +1,36 @@
+"""cloneofsimo/lora: a numbered list of layers, ``unet:0:up``; names follow from the order of 2023's diffusers."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib.resources import files
+
+from . import Format, Place, unspelled
+
+
+@lru_cache(maxsize=1)
+def order() -> dict[str, list[str]]:
+    """Component -> canonical paths in the order of the list."""
+    table: dict[str, list[str]] = json.loads(files(__package__).joinpath("cloneofsimo.json").read_text())
+    return table
+
+
+def locate(module: str, suffix: str) -> Place | None:
+    component, _, index = module.partition(":")
+    if suffix not in (":up", ":down") or not index.isdigit():
+        return None
+    names = order().get(component, [])
+    slot = {"unet": "denoiser", "text_encoder": "te1"}.get(component)
+    return Place(slot, names[int(index)]) if int(index) < len(names) else Place(None, module)
+
+
+FORMAT = Format(
+    name="cloneofsimo",
+    title="cloneofsimo/lora",
+    example="unet:0:up",
+    locate=locate,
+    spell=unspelled,
+    suffixes={"down": ":down", "up": ":up"},
+    weight=1.5,
+)

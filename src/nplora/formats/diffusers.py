@@ -1,0 +1,32 @@
+"""diffusers' present naming: component, canonical path, lora_A and lora_B."""
+
+from __future__ import annotations
+
+from ..layouts import Layout, Part
+from . import Format, Place, Spelling, strip_prefix
+
+PREFIXES = (
+    ("unet.", "denoiser"), ("transformer.", "denoiser"), ("prior.", "denoiser"),
+    ("text_encoder.", "te1"), ("text_encoder_2.", "te2"), ("text_encoder_3.", "te3"),
+)  # fmt: skip
+SUFFIXES = (".lora_A", ".lora_B", ".lora_magnitude_vector", ".alpha", ".diff")
+
+
+def locate(module: str, suffix: str) -> Place | None:
+    return strip_prefix(module, PREFIXES) if suffix.startswith(SUFFIXES) and ".processor." not in module else None
+
+
+def spell(component: str, name: str, layout: Layout | None) -> Spelling | None:
+    return Spelling(f"{component}.{name}", (Part(name),)) if component != "unknown" else None
+
+
+FORMAT = Format(
+    name="diffusers",
+    title="diffusers",
+    example="unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
+    locate=locate,
+    spell=spell,
+    suffixes={"down": ".lora_A.weight", "up": ".lora_B.weight", "bias": ".lora_B.bias"},
+    scale="folded",
+    keeps_others=False,
+)

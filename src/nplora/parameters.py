@@ -1,0 +1,196 @@
+"""Parameters as data: name, range, default and one sentence, declared once.
+
+The CLI option, the Python check, the recipe check, a slider or a node socket are all made from these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from .errors import UsageError
+
+Value = object
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: what it may be, what it is by default, and what it does in a sentence.
+
+    ``kind`` is "number", "choice", "flag", "names" or "directions". ``low`` and ``high`` bound a number (both
+    inclusive; ``high`` may be infinite, and then "inf" is a value).
+    """
+
+    name: str
+    kind: str
+    default: Value
+    sentence: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """The command-line spelling.
+
+        >>> SUBJECT_STRENGTH.option
+        '--subject-strength'
+        """
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words."""
+        if self.kind == "choice":
+            return ", ".join(self.choices)
+        if self.kind == "number":
+            return f"a number {_interval(self.low, self.high)}"
+        return _KINDS[self.kind][1]
+
+    def check(self, value: Value) -> Value:
+        """The value in its proper type.
+
+        Raises:
+            UsageError: out of range or of another kind; the message names the range.
+
+        >>> MU.check("inf"), MU.check(1)
+        (inf, 1.0)
+        """
+        try:
+            checked = _number(self, value) if self.kind == "number" else _KINDS.get(self.kind, (_choice, ""))[0](self, value)
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(
+                f"{self.name} is out of range", expected=self.range, got=repr(value), hint=self.sentence
+            ) from None
+        return checked
+
+
+def _interval(low: float, high: float) -> str:
+    if math.isinf(low) and math.isinf(high):
+        return "(any finite one)"
+    return f"from {low:g} to {'inf (which is allowed)' if math.isinf(high) else format(high, 'g')}"
+
+
+def _number(parameter: Parameter, value: Value) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    number = float(value)  # type: ignore[arg-type]
+    unbounded = math.isinf(parameter.low)
+    if math.isnan(number) or not parameter.low <= number <= parameter.high or (unbounded and math.isinf(number)):
+        raise ValueError
+    return number
+
+
+def _choice(parameter: Parameter, value: Value) -> str:
+    if value not in parameter.choices:
+        raise ValueError
+    return str(value)
+
+
+def _flag(parameter: Parameter, value: Value) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _names(parameter: Parameter, value: Value) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    names = tuple(item.strip() for item in items)
+    if not all(names):
+        raise ValueError
+    return names
+
+
+def _directions(parameter: Parameter, value: Value) -> Value:
+    if value == "all":
+        return "all"
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, str):
+        value = float(value) if any(mark in value for mark in ".eE") else int(value)
+    if isinstance(value, int) and value >= 1:
+        return value
+    if isinstance(value, float) and 0 < value <= 1:
+        return value
+    raise ValueError
+
+
+_KINDS: Mapping[str, tuple[Callable[[Parameter, Value], Value], str]] = {
+    "flag": (_flag, "yes or no"),
+    "names": (_names, "names separated by commas"),
+    "directions": (_directions, '"all", a count such as 4, or a share of the energy such as 0.95'),
+}
+
+
+def attenuation(mu: float) -> float:
+    """``g = mu / (1 + mu)``, the share that is taken away in a protected direction.
+
+    >>> attenuation(0.5), attenuation(math.inf)
+    (0.3333333333333333, 1.0)
+    """
+    return 1.0 if math.isinf(mu) else mu / (1.0 + mu)
+
+
+MU = Parameter(
+    "mu", "number", 0.5,
+    "How strongly the style's directions are protected: 0 is plain addition, inf the hard projection.", low=0.0,
+)  # fmt: skip
+DIRECTIONS = Parameter(
+    "directions", "directions", "all",
+    "Which of the style's directions are protected: all, the top k, or as many as hold a share of its energy.",
+)  # fmt: skip
+SIDE = Parameter(
+    "side", "choice", "input",
+    "Project on the input side (the method) or on the output side (the paper's ablation).", choices=("input", "output"),
+)  # fmt: skip
+SUBJECT_STRENGTH = Parameter(
+    "subject_strength", "number", 1.0, "Strength of the subject; 0 leaves it out, negative values subtract it."
+)
+STYLE_STRENGTH = Parameter(
+    "style_strength", "number", 1.0, "Strength of the style; 0 leaves it out, negative values subtract it."
+)
+COMPONENTS = Parameter(
+    "components", "names", None,
+    "Only these parts of the model, for example unet,text_encoder; the rest is left out and named in the report.",
+)  # fmt: skip
+FORMAT = Parameter(
+    "format", "choice", "auto",
+    "How the output is named: auto is the inputs' common format, else the subject's.",
+    choices=("auto", "same", "kohya", "diffusers", "peft"),
+)  # fmt: skip
+DTYPE = Parameter(
+    "dtype", "choice", "same",
+    "Number type of the output: same keeps each module's own (the wider of the two where they differ).",
+    choices=("same", "fp32", "fp16", "bf16"),
+)  # fmt: skip
+DEVICE = Parameter(
+    "device", "choice", "cpu", "Where to compute; anything but cpu needs the torch extra.", choices=("cpu", "cuda", "mps")
+)
+STRICT = Parameter("strict", "flag", False, "Make every key that would be left out an error.")
+ALLOW_NONFINITE = Parameter("allow_nonfinite", "flag", False, "Go on although an input holds NaN or infinity.")
+
+# What `fuse` understands, in the order in which help and reports show it.
+FUSE = (
+    MU, DIRECTIONS, SIDE, SUBJECT_STRENGTH, STYLE_STRENGTH, COMPONENTS, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE,
+)  # fmt: skip
+
+
+def check_all(parameters: tuple[Parameter, ...], values: Mapping[str, Value]) -> dict[str, Value]:
+    """Every parameter's value: checked where given, its default elsewhere.
+
+    Raises:
+        UsageError: an unknown name (with the nearest known one) or a value out of range.
+    """
+    known = {parameter.name: parameter for parameter in parameters}
+    for name in values:
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(known)}."
+            raise UsageError(f"unknown parameter {name!r}", hint=hint)
+    return {
+        name: parameter.check(values[name]) if values.get(name) is not None else parameter.default
+        for name, parameter in known.items()
+    }

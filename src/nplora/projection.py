@@ -1,0 +1,350 @@
+"""Run the projections of a fusion: batches of equal shapes, one thread per core, memory bounded by a few batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, ContextManager, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .adapters import Matrix
+from .algebra import Grams, grams, inner, namespace, orthonormal_form, transpose, well_conditioned
+from .errors import InputError, UsageError
+from .methods import Method, Result
+from .storage import cast, numpy_dtype, wider
+
+BATCH_ELEMENTS = 1 << 20  # numbers per factor in a batch: a few MB in float32, so that a batch stays in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One projection: a subject and a style of one weight, and on which side to project."""
+
+    key: str
+    name: str  # the canonical module, for messages and reports
+    subject: tuple[Matrix, Matrix]  # up, down
+    style: tuple[Matrix, Matrix]
+    factors: tuple[float, float]  # strength * scale of subject and style
+    side: str = "input"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return tuple(matrix.dtype for matrix in (*self.subject, *self.style))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        return tuple(matrix.shape for matrix in (*self.subject, *self.style))
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What a projection learned about one module; energies are squared Frobenius norms at the strengths asked for.
+
+    ``inside`` is the subject's energy in the style's protected directions before the projection, ``protected``
+    their number, ``width`` the dimension of the space they lie in.
+    """
+
+    name: str
+    subject: float
+    style: float
+    inside: float
+    protected: int
+    width: int
+
+    @property
+    def rho(self) -> float:
+        """Share of the subject's energy inside the protected directions (0 for a subject without energy)."""
+        return min(max(self.inside / self.subject, 0.0), 1.0) if self.subject > 0 else 0.0
+
+    @property
+    def chance(self) -> float:
+        """The share that unrelated directions would have: k / n."""
+        return self.protected / self.width if self.width else 0.0
+
+
+def stream(
+    jobs: Sequence[Job],
+    method: Method,
+    values: Mapping[str, object],
+    *,
+    device: str = "cpu",
+    allow_nonfinite: bool = False,
+    emit: Callable[[Job, NDArray[np.generic] | None], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Overlap]:
+    """Run projections and hand each result on as soon as it is there.
+
+    Args:
+        jobs: what to project.
+        method: the fusion method; values: its parameters.
+        device: "cpu" runs NumPy; "cuda" and "mps" run the same code on torch tensors.
+        emit: called from worker threads with a job and its projected factor (float32 or float64, unscaled):
+            the down factor (r_c, n) for the input side, the up factor (out, r_c) for the output side.
+        progress: called with (jobs done, jobs in all).
+
+    Returns:
+        Job key -> overlap.
+
+    Raises:
+        InputError: a factor holds NaN or infinity (unless allowed).
+    """
+    overlaps: dict[str, Overlap] = {}
+    done = 0
+    batches = list(batches_of(jobs))
+    workers = min(os.cpu_count() or 1, len(batches)) if device == "cpu" else 1
+
+    def run(batch: Sequence[Job]) -> list[Overlap]:
+        return _run_batch(batch, method, values, device, allow_nonfinite, emit)
+
+    for batch, found in run_threads(run, batches, workers):
+        overlaps.update((job.key, overlap) for job, overlap in zip(batch, found, strict=True))
+        done += len(batch)
+        if progress:
+            progress(done, len(jobs))
+    return {job.key: overlaps[job.key] for job in jobs}
+
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+
+def run_threads(
+    function: Callable[[Item], Outcome], items: Iterable[Item], workers: int
+) -> Iterator[tuple[Item, Outcome]]:
+    """Map over items on a few threads, in completion order; the first error stops the rest."""
+    if workers <= 1:
+        for item in items:
+            yield item, function(item)
+        return
+    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+        queue = iter(items)
+        running: dict[Future[Outcome], Item] = {}
+        try:
+            while True:
+                for item in queue:
+                    running[pool.submit(function, item)] = item
+                    if len(running) > workers:
+                        break
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def one_blas_thread() -> ContextManager[object]:
+    """One BLAS thread per worker: small products lose more to hand-overs than they gain."""
+    if os.environ.get("OPENBLAS_NUM_THREADS") == "1":
+        return nullcontext()
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    limits: ContextManager[object] = threadpool_limits(1, user_api="blas")
+    return limits
+
+
+def batches_of(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """Jobs of equal shapes and types together, a bounded number of elements at a time."""
+    groups: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.shapes, job.dtypes, job.side), []).append(job)
+    for group in groups.values():
+        largest = max(rows * columns for rows, columns in group[0].shapes)
+        size = max(1, BATCH_ELEMENTS // max(largest, 1))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def compute_dtype(dtypes: Iterable[str]) -> np.dtype[Any]:
+    """float32 where every factor has 16 bits or fewer (its rounding is far below theirs), else float64."""
+    return np.dtype(np.float32) if wider(dtypes) in ("F16", "BF16") else np.dtype(np.float64)
+
+
+def read_stack(matrices: Sequence[Matrix], dtype: np.dtype[Any]) -> NDArray[np.generic]:
+    """Matrices of one shape as a stack (k, rows, columns) of the given dtype."""
+    stored = numpy_dtype(matrices[0].dtype)
+    stack = np.empty((len(matrices), *matrices[0].shape), stored)
+    for index, matrix in enumerate(matrices):
+        stack[index] = matrix.read()
+    return cast(stack, dtype)
+
+
+def _run_batch(
+    batch: Sequence[Job],
+    method: Method,
+    values: Mapping[str, object],
+    device: str,
+    allow_nonfinite: bool,
+    emit: Callable[[Job, NDArray[np.generic] | None], None] | None,
+) -> list[Overlap]:
+    dtype = compute_dtype(batch[0].dtypes)
+    projected, energies = _project_batch(batch, dtype, method, values, device)
+    if not all(isfinite(overlap.subject) and isfinite(overlap.style) for overlap in energies):
+        if not allow_nonfinite:
+            for job in batch:
+                require_finite(job)
+        if dtype == np.float32:  # finite factors whose squares overflow float32
+            projected, energies = _project_batch(batch, np.dtype(np.float64), method, values, device)
+    if emit is not None:
+        for index, job in enumerate(batch):
+            emit(job, projected[index].T if job.side == "output" else projected[index])
+    return energies
+
+
+def _project_batch(
+    batch: Sequence[Job], dtype: np.dtype[Any], method: Method, values: Mapping[str, object], device: str
+) -> tuple[NDArray[np.generic], list[Overlap]]:
+    stacks = zip(*((*job.subject, *job.style) for job in batch), strict=True)
+    B_c, A_c, B_s, A_s = (read_stack(matrices, dtype) for matrices in stacks)
+    if batch[0].side == "output":  # the same on transposed updates: dW^T = A^T B^T
+        B_c, A_c, B_s, A_s = (np.ascontiguousarray(np.swapaxes(x, -1, -2)) for x in (A_c, B_c, A_s, B_s))
+    with to_device(device) as place, np.errstate(all="ignore"):
+        projected, found = project(*(place(x) for x in (B_c, A_c, B_s, A_s)), method, values)
+        return to_host(projected), _energies(found, batch)
+
+
+def project(
+    B_c: Any, A_c: Any, B_s: Any, A_s: Any, method: Method, values: Mapping[str, object]
+) -> tuple[Any, tuple[Grams, Result]]:
+    """The projected down factors of a batch: ``A_c - C A_s`` with the method's coefficients C.
+
+    Args:
+        B_c, A_c, B_s, A_s: stacks (k, out, r) and (k, r, n) of one dtype, NumPy, torch or any array API arrays.
+        method: the fusion method; values: its parameters.
+
+    Returns:
+        The projected stack (k, r_c, n) in the inputs' dtype, and what the method saw and returned.
+        Relative error: at most about ``1e3 * r * u`` of ``|A_c|`` with u the dtype's unit roundoff; modules for
+        which the Gram route cannot keep that are recomputed in float64 by QR and SVD.
+    """
+    xp = namespace(A_c)
+    seen = grams(B_c, A_c, B_s, A_s)
+    good = well_conditioned(seen.H_s, seen.G_s)
+    if bool(xp.all(good)):
+        result = method(seen, **values)
+        return A_c - xp.astype(result.C, A_c.dtype) @ A_s, (seen, result)
+    pieces = []
+    for index in range(A_c.shape[0]):
+        one = slice(index, index + 1)
+        part = Grams(seen.K[one], seen.H_s[one], seen.G_s[one], seen.H_c[one], seen.G_c[one], seen.size)
+        if bool(good[index]):
+            result = method(part, **values)
+            pieces.append((A_c[one] - xp.astype(result.C, A_c.dtype) @ A_s[one], result))
+        else:
+            pieces.append(_project_by_svd(B_c[one], A_c[one], B_s[one], A_s[one], method, values))
+    inside = xp.concat([result.inside for _, result in pieces])
+    protected = xp.concat([result.protected for _, result in pieces])
+    return xp.concat([array for array, _ in pieces]), (seen, Result(seen.K, inside, protected))
+
+
+def _project_by_svd(
+    B_c: Any, A_c: Any, B_s: Any, A_s: Any, method: Method, values: Mapping[str, object]
+) -> tuple[Any, Result]:
+    """The same for one ill-conditioned or rank-deficient style: its orthonormal form, in float64."""
+    xp = namespace(A_c)
+    wide = xp.float64
+    B_o, A_o = orthonormal_form(B_s[0, ...], A_s[0, ...]) if _is_finite(B_s, A_s) else (B_s[0, :, :0], A_s[0, :0, :])
+    subject = xp.astype(A_c, wide)
+    seen = grams(xp.astype(B_c, wide), subject, xp.astype(B_o, wide)[None, ...], xp.astype(A_o, wide)[None, ...])
+    result = method(seen, **values)
+    return xp.astype(subject - result.C @ xp.astype(A_o, wide)[None, ...], A_c.dtype), result
+
+
+def _is_finite(*arrays: Any) -> bool:
+    return all(bool(namespace(array).all(namespace(array).isfinite(array))) for array in arrays)
+
+
+def _energies(found: tuple[Grams, Result], batch: Sequence[Job]) -> list[Overlap]:
+    seen, result = found
+    subject, style = inner(seen.G_c, seen.H_c), inner(seen.G_s, seen.H_s)
+    overlaps = []
+    for index, job in enumerate(batch):
+        w_c, w_s = (factor**2 for factor in job.factors)
+        width = job.shapes[1][1] if job.side == "input" else job.shapes[0][0]
+        overlaps.append(
+            Overlap(
+                job.name, w_c * float(subject[index]), w_s * float(style[index]), w_c * float(result.inside[index]),
+                int(result.protected[index]), width,
+            )
+        )  # fmt: skip
+    return overlaps
+
+
+def require_finite(job: Job) -> None:
+    """Name the factor that holds NaN or infinity.
+
+    Raises:
+        InputError: with the module's key.
+    """
+    for matrix in (*job.subject, *job.style):
+        check_finite(matrix, job.name)
+
+
+def check_finite(matrix: Matrix, name: str) -> None:
+    """Raise if a stored matrix holds NaN or infinity.
+
+    Raises:
+        InputError: with module and key.
+    """
+    array = matrix.read()
+    good = np.isfinite(array.astype(np.float32) if array.dtype.itemsize == 1 else array)
+    if not good.all():
+        raise InputError(
+            f"{int((~good).sum())} values are NaN or infinite (module {name})", file=file_of(matrix), key=matrix.keys[0],
+            hint="The training run diverged: use an earlier checkpoint, or go on with --allow-nonfinite.",
+        )  # fmt: skip
+
+
+def file_of(matrix: Matrix) -> str | None:
+    """The file that a matrix is stored in, if any."""
+    tensor = getattr(matrix, "tensor", None) or getattr(matrix, "mid", None)
+    return getattr(getattr(tensor, "source", None), "path", None)
+
+
+@contextmanager
+def to_device(device: str) -> Iterator[Callable[[NDArray[np.generic]], Any]]:
+    """A function that takes NumPy arrays to the device (the identity for "cpu").
+
+    Raises:
+        UsageError: torch is missing or the device is not there.
+    """
+    if device == "cpu":
+        yield lambda array: array
+        return
+    torch = _torch(device)
+    with torch.no_grad():
+        yield lambda array: torch.from_numpy(_for_torch(array, device)).to(device)
+
+
+def _for_torch(array: NDArray[np.generic], device: str) -> NDArray[np.generic]:
+    return array.astype(np.float32) if device == "mps" else np.ascontiguousarray(array)
+
+
+def _torch(device: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise UsageError(
+            f"device {device} needs torch", hint='Install it with `pip install "nplora[torch]"`, or use --device cpu.'
+        ) from None
+    backend = torch.cuda if device == "cuda" else torch.backends.mps
+    if not backend.is_available():
+        raise UsageError(f"device {device} is not available on this machine", hint="Use --device cpu.")
+    return torch
+
+
+def to_host(array: Any) -> NDArray[np.generic]:
+    """The array as NumPy."""
+    return array if isinstance(array, np.ndarray) else np.asarray(array.cpu())
+
+
+__all__ = ["Job", "Overlap", "batches_of", "check_finite", "project", "run_threads", "stream", "transpose"]

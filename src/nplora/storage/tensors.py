@@ -1,0 +1,153 @@
+"""Files of named tensors, opened once and read on demand through a memory map."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .dtypes import numpy_dtype
+from .header import Header, pickle_error, read_header
+
+PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
+MAX_CONFIG = 10_000_000  # real ones hold a few kilobytes
+FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapters.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One stored tensor: name, safetensors dtype and shape; its numbers are read when asked for."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: TensorFile | NDArray[np.generic]
+    start: int = 0
+
+    def read(self) -> NDArray[np.generic]:
+        """The numbers, as a read-only view of the file where possible (no copy)."""
+        if isinstance(self.source, TensorFile):
+            count = int(np.prod(self.shape, dtype=np.int64))
+            if not count:
+                return np.empty(self.shape, numpy_dtype(self.dtype))
+            return np.frombuffer(self.source.map, numpy_dtype(self.dtype), count, self.start).reshape(self.shape)
+        return self.source
+
+    @staticmethod
+    def of(key: str, array: NDArray[np.generic]) -> Tensor:
+        """A tensor that lives in memory."""
+        return Tensor(key, dtype_name(array.dtype), array.shape, array)
+
+
+def dtype_name(dtype: np.dtype) -> str:  # type: ignore[type-arg]
+    """The safetensors name of a NumPy dtype.
+
+    >>> dtype_name(np.dtype("float16"))
+    'F16'
+    """
+    special = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "bool": "BOOL"}
+    if dtype.name in special:
+        return special[dtype.name]
+    return f"{'U' if dtype.kind == 'u' else dtype.kind.upper()}{dtype.itemsize * 8}"
+
+
+class TensorFile:
+    """A safetensors file, checked and memory-mapped; or a folder that holds one beside its JSON config.
+
+    Args:
+        path: a ``.safetensors`` file, or a folder with ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Raises:
+        InputError: not there, not readable, a pickle, or not a whole safetensors file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.given = os.fspath(path)
+        self.path, self.config = _locate(Path(path))
+        try:
+            with open(self.path, "rb") as stream:  # the map outlives the stream
+                self.header: Header = read_header(stream, self.path)
+                self.size = os.fstat(stream.fileno()).st_size
+                self.map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {
+            key: Tensor(key, entry.dtype, entry.shape, self, entry.start) for key, entry in self.header.entries.items()
+        }
+
+    def sha256(self) -> str:
+        """SHA-256 of the whole file, in hex."""
+        import hashlib
+
+        digest = hashlib.sha256()
+        view = memoryview(self.map)
+        for start in range(0, self.size, 1 << 24):
+            digest.update(view[start : start + (1 << 24)])
+        return digest.hexdigest()
+
+
+def _locate(path: Path) -> tuple[str, dict[str, object] | None]:
+    """The safetensors file behind a path, and the adapter config beside it."""
+    if os.path.isdir(path):  # noqa: PTH112 - False for a name too long, where Path.is_dir raises
+        for name in FOLDER_FILES:
+            if (path / name).is_file():
+                return os.fspath(path / name), _read_config(path / "adapter_config.json")
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) == 1:
+            return os.fspath(found[0]), _read_config(path / "adapter_config.json")
+        if (path / "adapter_model.bin").is_file():
+            raise pickle_error(os.fspath(path / "adapter_model.bin"))
+        raise InputError(
+            "the folder holds no adapter", file=path, expected=FOLDER_FILES[0],
+            got=f"{len(found)} safetensors files" if found else "no safetensors file",
+            hint="Name the file itself.",
+        )  # fmt: skip
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        raise InputError("no such file", file=path, hint="Check the path.") from None
+    except (OSError, ValueError) as error:  # a name too long, a folder closed to us, a NUL in the name
+        raise _unreadable(path, error) from None
+    if not regular:  # opening a pipe would wait for its writer
+        raise InputError("this is a pipe or a device, not a file", file=path, hint="Save it to a file first.")
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise pickle_error(os.fspath(path))
+    beside = path.with_name("adapter_config.json")
+    named = path.name in FOLDER_FILES or path.name.endswith("adapters.safetensors")
+    return os.fspath(path), _read_config(beside) if named else None
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"cannot be read ({reason})", file=path, hint="Check the path and its permissions.")
+
+
+def _read_config(path: Path) -> dict[str, object] | None:
+    if not path.is_file():
+        return None
+    mend = "Download it again, or mend it."
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG:
+            raise InputError("the config is too long", file=path, expected=f"at most {MAX_CONFIG} bytes", hint=mend)
+        config = json.loads(text.decode("utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, RecursionError):  # RecursionError: a nesting bomb
+        raise InputError("the config is not valid JSON", file=path, hint=mend) from None
+    if not isinstance(config, dict):
+        raise InputError("the config is not a JSON object", file=path, hint=mend)
+    return config

@@ -1,0 +1,215 @@
+"""Write a safetensors file whole or not at all.
+
+The data goes to a temporary file in the same folder; it is flushed, read back and renamed over the target. A
+kill at any instant leaves the old file or none. A temporary file that a killed run left behind is removed by
+the next run that writes to the same name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import OutputError
+from .dtypes import numpy_dtype
+from .header import ITEM_BITS, read_header
+
+# Room in the header for numbers that are known only when the data has been computed.
+HEADER_SLACK = 1024
+
+
+class TensorWriter:
+    """A safetensors file being written: header first, since offsets follow from shapes; then tensors in any order.
+
+    Args:
+        path: the target file.
+        specs: (key, dtype, shape) of every tensor that will be written.
+        metadata: header metadata, as far as it is known; `finish` may replace it by one of about this size.
+        overwrite: whether an existing target may be replaced.
+        beside: small text files (name -> text) that belong to the adapter and stand in the same folder.
+
+    Raises:
+        OutputError: the target exists, or the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        specs: Iterable[tuple[str, str, tuple[int, ...]]],
+        metadata: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+        beside: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._beside = dict(beside or {})
+        if not overwrite:
+            for target in (self.path, *(self.path.parent / name for name in self._beside)):
+                if target.exists():
+                    raise OutputError("the output exists already", file=target, hint="Choose another name, or add --overwrite.")
+        # Wide types first, then by name: the order in which the safetensors library lays tensors out.
+        self._specs = sorted(specs, key=lambda spec: (-ITEM_BITS[spec[1]], spec[0]))
+        self._table: dict[str, object] = {}
+        self._starts: dict[str, int] = {}
+        position = 0
+        for key, dtype, shape in self._specs:
+            size = prod(shape) * ITEM_BITS[dtype] // 8
+            self._table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+            self._starts[key] = position
+            position += size
+        self._data_size = position
+        self._reserved = -(-(len(self._header(metadata)) + HEADER_SLACK) // 8) * 8
+        self._made_folder = False
+        self._open()
+
+    def _header(self, metadata: Mapping[str, str]) -> bytes:
+        table = {"__metadata__": dict(metadata), **self._table} if metadata else self._table
+        return json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def _open(self) -> None:
+        folder = self.path.parent
+        try:
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                self._made_folder = True
+            _remove_strays(self.path)
+            self._temporary = folder / f".{self.path.name}.{os.getpid()}.nplora-part"
+            self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+
+    def write(self, key: str, array: NDArray[np.generic], row: int = 0) -> None:
+        """Write a tensor, or rows of it from `row` on. Safe to call from several threads.
+
+        Args:
+            key: the tensor's name.
+            array: C-contiguous numbers of the tensor's dtype.
+            row: first row of the tensor that the array holds.
+        """
+        entry = self._table[key]
+        width = prod(entry["shape"][1:]) * array.dtype.itemsize  # type: ignore[index]
+        view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        position = 8 + self._reserved + self._starts[key] + row * width
+        try:
+            while view.nbytes:
+                done = os.pwrite(self._file, view, position)
+                view, position = view[done:], position + done
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the header, flush, read back, and put the file in its place."""
+        header = self._header(metadata)
+        if len(header) > self._reserved:
+            raise OutputError("the header outgrew the room reserved for it", file=self.path, hint="Please report this.")
+        try:
+            os.pwrite(self._file, self._reserved.to_bytes(8, "little") + header.ljust(self._reserved), 0)
+            if not self._table:
+                os.ftruncate(self._file, 8 + self._reserved)
+            os.fsync(self._file)
+            self._read_back()
+            os.close(self._file)
+            self._file = -1
+            self._put_in_place()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+
+    def _read_back(self) -> None:
+        with open(self._temporary, "rb") as stream:
+            entries = read_header(stream, os.fspath(self._temporary)).entries
+        written = {key: (entry.dtype, entry.shape) for key, entry in entries.items()}
+        if written != {key: (dtype, tuple(shape)) for key, dtype, shape in self._specs}:
+            raise OutputError("the written file does not read back as intended", file=self.path, hint="Check the disk.")
+
+    def _put_in_place(self) -> None:
+        if self._beside:
+            # A kill between the two renames must not pair an old model with a new config: the old model goes first.
+            self.path.unlink(missing_ok=True)
+        for name, text in self._beside.items():
+            write_folder_file(self.path.parent / name, text)
+        os.replace(self._temporary, self.path)
+        _sync_folder(self.path.parent)
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if error is not None or self._temporary.exists():
+            self._temporary.unlink(missing_ok=True)
+            if self._made_folder and not any(self.path.parent.iterdir()):
+                self.path.parent.rmdir()
+
+
+def write_folder_file(path: Path, text: str) -> None:
+    """Write a small text file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.nplora-part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_strays(path)
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from None
+
+
+def _remove_strays(path: Path) -> None:
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.nplora-part")
+    for stray in path.parent.iterdir():
+        match = pattern.fullmatch(stray.name)
+        if match and not _alive(int(match[1])):
+            stray.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it exists but belongs to someone else
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows cannot open a folder
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    hints = {
+        errno.ENOSPC: "The disk is full: free some space. Nothing was changed.",
+        errno.EDQUOT: "The quota is used up: free some space. Nothing was changed.",
+        errno.EROFS: "The folder is read-only: choose another. Nothing was changed.",
+        errno.EACCES: "The folder is not yours to write: choose another. Nothing was changed.",
+    }
+    return OutputError(
+        f"cannot be written ({error.strerror})", file=path, hint=hints.get(error.errno or 0, "Nothing was changed.")
+    )
