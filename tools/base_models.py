@@ -61,25 +61,8 @@ QWEN_DIT = {
 }  # fmt: skip
 
 
-def sd3_dit(depth: int, **more: object) -> dict[str, Any]:
-    """Every SD3: width 64 * depth."""
-    return {
-        "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": depth,
-        "attention_head_dim": 64, "num_attention_heads": depth, "joint_attention_dim": 4096,
-        "caption_projection_dim": 64 * depth, "pooled_projection_dim": 2048, **more,
-    }  # fmt: skip
-
-
-def wan_dit(heads: int, ffn: int, layers: int, channels: int = 16, image: bool = True) -> dict[str, Any]:
-    """Every Wan; with `image`, the modules that the image-to-video models add are in."""
-    return {
-        "patch_size": (1, 2, 2), "num_attention_heads": heads, "attention_head_dim": 128, "in_channels": channels,
-        "out_channels": channels, "text_dim": 4096, "freq_dim": 256, "ffn_dim": ffn, "num_layers": layers,
-        **({"image_dim": 1280, "added_kv_proj_dim": heads * 128} if image else {}),
-    }  # fmt: skip
-
-
 def clip(width: int, layers: int) -> dict[str, Any]:
+    """Every CLIP text encoder: heads of 64, a four times wider middle."""
     return {
         "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
         "num_attention_heads": width // 64, "vocab_size": 49408, "max_position_embeddings": 77,
@@ -121,15 +104,30 @@ class Base:
 
 
 def sd3(depth: int, *, dual: int = 0, norm: bool = True) -> Denoiser:
-    config = sd3_dit(depth, qk_norm="rms_norm" if norm else None, dual_attention_layers=tuple(range(dual)))
+    """Every SD3: width 64 * depth, the first `dual` blocks with a second attention."""
+    config = {
+        "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": depth,
+        "attention_head_dim": 64, "num_attention_heads": depth, "joint_attention_dim": 4096,
+        "caption_projection_dim": 64 * depth, "pooled_projection_dim": 2048,
+        "qk_norm": "rms_norm" if norm else None, "dual_attention_layers": tuple(range(dual)),
+    }  # fmt: skip
     swap = ("norm_out.linear", f"transformer_blocks.{depth - 1}.norm1_context.linear")
-    return Denoiser("SD3Transformer2DModel", config, "native", SD3, swap,
-                    converter="convert_sd3_transformer_checkpoint_to_diffusers")  # fmt: skip
+    return Denoiser(
+        "SD3Transformer2DModel", config, "native", SD3, swap,
+        converter="convert_sd3_transformer_checkpoint_to_diffusers",
+    )  # fmt: skip
 
 
-def wan(**config: int) -> Denoiser:
-    return Denoiser("WanTransformer3DModel", wan_dit(**config), "native", WAN,
-                    converter="convert_wan_transformer_to_diffusers")  # fmt: skip
+def wan(heads: int, ffn: int, layers: int, *, channels: int = 16, image: bool = True) -> Denoiser:
+    """Every Wan; with `image`, the modules that the image-to-video models add are in."""
+    config = {
+        "patch_size": (1, 2, 2), "num_attention_heads": heads, "attention_head_dim": 128, "in_channels": channels,
+        "out_channels": channels, "text_dim": 4096, "freq_dim": 256, "ffn_dim": ffn, "num_layers": layers,
+        **({"image_dim": 1280, "added_kv_proj_dim": heads * 128} if image else {}),
+    }  # fmt: skip
+    return Denoiser(
+        "WanTransformer3DModel", config, "native", WAN, converter="convert_wan_transformer_to_diffusers",
+    )  # fmt: skip
 
 
 UPSAMPLER = (r"(output_blocks\.\d+)\.1\.conv", r"\1.2.conv"), (r"(output_blocks\.\d+)\.2\.conv", r"\1.1.conv")

@@ -23,11 +23,17 @@ VECTOR_ROLES = {"diff_b": "bias", "b_norm": "bias", "bias": "bias", "w_norm": "w
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a module stood in its file: the module's name there, its parts in row order, its roles' suffixes."""
+    """Where a module stood in its file: the name there, its parts in row order, its format, its roles' suffixes."""
 
     module: str
     parts: tuple[Part, ...]
+    format: str
     suffixes: Mapping[str, str]
+
+    @property
+    def factor_suffixes(self) -> dict[str, str]:
+        """Role -> suffix, with MLX's transposed factors under the plain roles."""
+        return {role.removesuffix("_transposed"): suffix for role, suffix in self.suffixes.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +236,7 @@ class _Reader:
 
     def add(self, module: str, group: Group) -> None:
         component, parts = self._resolve(module, group)
-        origin = Origin(module, parts, group.suffixes)
+        origin = Origin(module, parts, self.detection.formats[module], group.suffixes)
         kind = kind_of(group)
         vectors = {role: tensor for role, tensor in group.tensors.items() if role in VECTOR_ROLES}
         if kind is not None:

@@ -40,7 +40,8 @@ class OutputModule:
     name: str
     strands: tuple[Strand, ...]
     kernel: tuple[int, ...]
-    spelling: Spelling | None = None  # as in the file whose naming is kept ("same")
+    spelling: Spelling | None = None  # as in the file whose naming is kept
+    suffixes: Mapping[str, str] = field(default_factory=dict)  # that file's suffixes; the format's own elsewhere
 
     @property
     def component(self) -> str:
@@ -71,6 +72,7 @@ class Piece:
 class Band:
     """Rows ``row`` to ``row + shape[0]`` of a tensor, zero where no piece lies."""
 
+    module: str  # the file's module that the tensor belongs to
     key: str
     row: int
     shape: tuple[int, int]
@@ -122,7 +124,7 @@ class _FileModule:
 
 
 def plan_modules(
-    modules: Iterable[OutputModule], format: Format, layout: Layout | None, dtype: str | None, suffixes: Mapping[str, str]
+    modules: Iterable[OutputModule], format: Format, layout: Layout | None, dtype: str | None
 ) -> Plan:
     """Lay out the low-rank modules of an output file.
 
@@ -130,7 +132,6 @@ def plan_modules(
         modules: canonical modules with their strands.
         format: how to name them; layout: the base model's table.
         dtype: a safetensors dtype for all factors, or None for each tensor's own.
-        suffixes: role -> suffix (a format's own, or those of the file whose naming is kept).
 
     Returns:
         The plan; its bands cover every low-rank tensor.
@@ -144,7 +145,7 @@ def plan_modules(
             plan.scales[member.name] = scale
             plan.ranks[member.name] = module.rank
             plan.modules[member.name] = module.spelling.module
-        _lay_out(plan, module, scale, format, dtype, suffixes)
+        _lay_out(plan, module, scale, format, dtype)
     return plan
 
 
@@ -213,11 +214,10 @@ def _natural_scale(module: _FileModule) -> float:
     return factors.get("style") or factors.get("subject") or 1.0
 
 
-def _lay_out(
-    plan: Plan, module: _FileModule, scale: float, format: Format, dtype: str | None, suffixes: Mapping[str, str]
-) -> None:
+def _lay_out(plan: Plan, module: _FileModule, scale: float, format: Format, dtype: str | None) -> None:
     name = module.spelling.module
-    kernel = next(iter(module.members.values())).kernel
+    member = next(iter(module.members.values()))
+    kernel, suffixes = member.kernel, {**format.suffixes, **member.suffixes}
     down_key, up_key = join(name, suffixes["down"]), join(name, suffixes["up"])
     down, up = _down_pieces(module, scale), _up_pieces(module)
     width = module.blocks[0].strand.down.shape[1]
@@ -227,7 +227,7 @@ def _lay_out(
         kind = dtype or _dtype(pieces)
         flat = (shape[0], prod(shape[1:]))
         plan.specs.append((key, kind, flat[::-1] if format.transposed else shape))
-        plan.bands += _bands(key, pieces, flat, kind, format.transposed)
+        plan.bands += _bands(name, key, pieces, flat, kind, format.transposed)
         if any(piece.job or piece.factor != 1.0 or piece.matrix.dtype != kind for piece in pieces):
             plan.rewritten.add(key)
     if format.scale == "alpha":
@@ -277,15 +277,17 @@ def _dtype(pieces: Sequence[Piece]) -> str:
     return wider(piece.matrix.dtype for piece in pieces)
 
 
-def _bands(key: str, pieces: Sequence[Piece], shape: tuple[int, int], dtype: str, transposed: bool) -> list[Band]:
+def _bands(
+    module: str, key: str, pieces: Sequence[Piece], shape: tuple[int, int], dtype: str, transposed: bool
+) -> list[Band]:
     """One band for the whole tensor, or one per row range where several projections feed it."""
     if len({piece.job for piece in pieces if piece.job}) < 2:
-        return [Band(key, 0, shape, dtype, tuple(pieces), transposed)]
+        return [Band(module, key, 0, shape, dtype, tuple(pieces), transposed)]
     rows = sorted({piece.row for piece in pieces} | {0, shape[0]})
     bands = []
     for start, stop in zip(rows, rows[1:], strict=False):
-        inside = tuple(piece for piece in pieces if piece.row == start)
-        bands.append(Band(key, start, (stop - start, shape[1]), dtype, tuple(_shifted(piece, start) for piece in inside)))
+        inside = tuple(_shifted(piece, start) for piece in pieces if piece.row == start)
+        bands.append(Band(module, key, start, (stop - start, shape[1]), dtype, inside))
     return bands
 
 

@@ -17,7 +17,7 @@ from .adapters import Matrix
 from .algebra import Grams, grams, inner, namespace, orthonormal_form, transpose, well_conditioned
 from .errors import InputError, UsageError
 from .methods import Method, Result
-from .storage import cast, numpy_dtype, wider
+from .storage import cast, compute_dtype, numpy_dtype
 
 BATCH_ELEMENTS = 1 << 20  # numbers per factor in a batch: a few MB in float32, so that a batch stays in the cache
 
@@ -162,11 +162,6 @@ def batches_of(jobs: Iterable[Job]) -> Iterator[list[Job]]:
         size = max(1, BATCH_ELEMENTS // max(largest, 1))
         for start in range(0, len(group), size):
             yield group[start : start + size]
-
-
-def compute_dtype(dtypes: Iterable[str]) -> np.dtype[Any]:
-    """float32 where every factor has 16 bits or fewer (its rounding is far below theirs), else float64."""
-    return np.dtype(np.float32) if wider(dtypes) in ("F16", "BF16") else np.dtype(np.float64)
 
 
 def read_stack(matrices: Sequence[Matrix], dtype: np.dtype[Any]) -> NDArray[np.generic]:

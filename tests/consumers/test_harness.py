@@ -1,5 +1,4 @@
 """The harness in `tiny.py` is right, and fails where it should: each test's name is a fact about a consumer."""
-# ruff: noqa: E402 - a missing package skips the file before its imports fail
 
 from __future__ import annotations
 
@@ -64,7 +63,6 @@ def diffusers_form(spec, alpha=None):
         ("sdxl", "kohya-sgm", r"(?!.*transformer_blocks\.[2-8])"),  # all kinds of module, and two-digit blocks
         ("flux1", "diffusers", r"transformer|text_encoder\."),
         ("flux1", "kohya-flux1", FLUX_BLOCKS),
-        ("flux1-wide", "kohya-flux1", SINGLE),
         ("sd3", "diffusers", ""),
         ("qwen-image", "diffusers", ""),
         ("wan", "diffusers", r"transformer\."),
@@ -80,6 +78,12 @@ def test_a_kohya_flux_file_whose_fused_parts_share_one_down():
     spec = random_spec("flux1", DOUBLE + "[qkv]|" + SINGLE, ranks=(4,))
     shared = {n: f._replace(down=next(iter(spec.values())).down) for n, f in spec.items()}
     assert_deltas(effective_deltas(tiny_pipeline("flux1"), lora_state(shared, "kohya-flux1")), dense(shared))
+
+
+def test_a_kohya_linear1_of_the_true_width_is_split_where_the_real_one_is():
+    spec = random_spec("flux1-wide", SINGLE)
+    got = effective_deltas(tiny_pipeline("flux1-wide"), lora_state(spec, "kohya-flux1"), only=r"attn\.to_[kv]")
+    assert_deltas(got, dense({n: f for n, f in spec.items() if n.endswith(("to_k", "to_v"))}))
 
 
 def test_a_wan_file_goes_into_the_second_expert_when_told():
@@ -126,12 +130,13 @@ REFUSED = {
     "kohya text attention and mlp without out_proj: the attention is unexpected": (
         "sd15", CLIP, lambda s: without(kohya(s), "out_proj"), "UNEXPECTED"),
     "add_embedding under its diffusers name in a kohya SDXL file: both layers become one name": (
-        "sdxl", r"unet\.add_embedding", kohya, "unexpected keys"),
+        "sdxl", r"unet\.(add_embedding|mid_block\.attentions\.0\.proj_in)", kohya, "unexpected keys"),
     "FLUX keys without transformer. are not found": (
         "flux1", DOUBLE, lambda s: renamed(diffusers_form(s), r"^transformer\.", ""), "No LoRA keys associated"),
     "FLUX keys with .default. are unexpected": (
         "flux1", DOUBLE, lambda s: renamed(diffusers_form(s), r"weight$", "default.weight"), "unexpected keys"),
-    "integer alphas beside FLUX lora_A keys: ValueError": ("flux1", DOUBLE, lambda s: diffusers_form(s, 4), "alpha key"),
+    "integer alphas beside FLUX lora_A keys: ValueError": (
+        "flux1", DOUBLE, lambda s: diffusers_form(s, 4), "alpha key"),
     "Qwen keys with transformer. and .default.: no module": (
         "qwen-image", DOUBLE, lambda s: renamed(diffusers_form(s), r"weight$", "default.weight"), "not found in the"),
     "Qwen keys with transformer. and alpha: no module": (
@@ -168,7 +173,8 @@ APPLIED = {  # what becomes of each module: its scale, or None where it is not a
     "FLUX lora_A keys with float alphas: a missing one is the most common one": (
         "flux1", DOUBLE, lambda s: without(diffusers_form(s, 2.0), "to_q.alpha"), lambda n: 0.5),
     "kohya FLUX embedders are dropped in silence": (
-        "flux1", f"{EMBEDDERS}|{DOUBLE}", lambda s: lora_state(s, "kohya-flux1"), lambda n: 1.0 if "attn" in n else None),
+        "flux1", f"{EMBEDDERS}|{DOUBLE}", lambda s: lora_state(s, "kohya-flux1"),
+        lambda n: 1.0 if "attn" in n else None),
     "kohya keys beside transformer. keys in a FLUX file are dropped in silence": (
         "flux1", r"transformer\.transformer_blocks\.\d\.attn\.to_out",
         lambda s: without(lora_state(s, "kohya-flux1"), "_0_") | without(diffusers_form(s), r"\.1\."),
@@ -224,11 +230,12 @@ def test_a_negative_alpha_in_a_kohya_flux_file_never_ends():
     def give_up(*_):
         raise TimeoutError
 
+    state = lora_state(random_spec("flux1", DOUBLE, alpha=-4.0), "kohya-flux1")
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, 3)
     try:
         with pytest.raises(TimeoutError):
-            effective_deltas(tiny_pipeline("flux1"), lora_state(random_spec("flux1", DOUBLE, alpha=-4.0), "kohya-flux1"))
+            effective_deltas(tiny_pipeline("flux1"), state)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -252,7 +259,8 @@ def test_a_peft_folder_with_rank_and_alpha_patterns_and_rslora(rslora, tmp_path)
 
 def test_peft_fan_in_fan_out_gives_the_delta_in_the_base_layout(tmp_path):
     model = torch.nn.ModuleDict({"c_attn": Conv1D(12, 8)})  # its weight is (in, out) = (8, 12)
-    factors = tiny.Factors(np.random.rand(12, 2).astype("f"), np.random.rand(2, 8).astype("f"), 0.5)
+    rng = np.random.default_rng(0)
+    factors = tiny.Factors(rng.random((12, 2), "f"), rng.random((2, 8), "f"), 0.5)
     tiny.write_lora(tmp_path / "lora", {"c_attn": factors}, "peft", fan_in_fan_out=True)
     assert_deltas(peft_deltas(model, tmp_path / "lora"), {"c_attn": dense({"": factors})[""].T})
 

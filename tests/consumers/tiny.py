@@ -167,7 +167,7 @@ KINDS = tuple(_BUILDERS)
 @cache
 def tiny_pipeline(kind: str) -> diffusers.DiffusionPipeline:
     """The random float32 pipeline of one of `KINDS`, seeded, built once."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(KINDS.index(kind))
         return _BUILDERS[kind]()
 
@@ -239,6 +239,7 @@ def _heard() -> Iterator[list[str]]:
             for logger, level in loggers.items():
                 logger.removeHandler(handler)
                 logger.setLevel(level)
+            # A DeprecationWarning speaks of the consumers' own code, never of the file.
             texts += [str(w.message) for w in caught if not issubclass(w.category, DeprecationWarning)]
 
 
@@ -417,8 +418,8 @@ def lora_state(spec: Spec, naming: str) -> dict[str, torch.Tensor]:
         return _tensors({n: f._replace(up=f.up * np.float32(f.scale)) for n, f in spec.items()})
     if naming == "kohya":
         return _kohya(spec, te="lora_te_")
-    renamed = {"kohya-sgm": lambda: {_sgm_name(n): f for n, f in spec.items()}, "kohya-flux1": lambda: _flux_fused(spec)}
-    return _kohya(renamed[naming](), te="lora_te1_")
+    assert naming in ("kohya-sgm", "kohya-flux1"), naming
+    return _kohya(_flux_fused(spec) if "flux" in naming else {_sgm_name(n): f for n, f in spec.items()}, te="lora_te1_")
 
 
 def write_lora(path: Path, spec: Spec, naming: str, **config: object) -> Path:

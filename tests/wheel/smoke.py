@@ -84,7 +84,7 @@ def main() -> None:
         usage = run(nplora, "--help", folder=folder)
         if "fuse" not in usage:
             raise SystemExit(f"nplora --help does not name fuse:\n{usage}")
-        version = run(python, "-c", "import nplora; print(nplora.__version__)", folder=folder).strip()
+        version = run(python, "-c", "from nplora.version import __version__; print(__version__)", folder=folder).strip()
         run(nplora, "fuse", "cat.safetensors", "ink.safetensors", "-o", "cat-ink.safetensors", folder=folder)
         run(nplora, "verify", "cat-ink.safetensors", folder=folder)
         run(nplora, "inspect", "cat-ink.safetensors", folder=folder)

@@ -73,6 +73,7 @@ class Detection:
 
     format: Format
     places: Mapping[str, Place]  # module -> where it points
+    formats: Mapping[str, str]  # module -> name of the format that understood it
     evidence: str
 
 
@@ -99,18 +100,20 @@ def detect(modules: Mapping[str, str], file: str) -> Detection:
         format's place: files with a denoiser and a text encoder in two namings are common.
     """
     places: dict[str, Place] = {}
+    formats: dict[str, str] = {}
     counts: dict[str, float] = {}
     for module, suffix in modules.items():
         for format in all_formats().values():
             place = format.locate(module, suffix)
             if place is not None:
-                places[module] = place
+                places[module], formats[module] = place, format.name
+                # The denoiser decides: text encoders often come in another naming.
                 counts[format.name] = counts.get(format.name, 0.0) + (0.5 if (place.slot or "").startswith("te") else 1.0)
                 break
     best = max(counts, key=lambda name: (counts[name], all_formats()[name].weight))
     format = all_formats()[best]
-    known = sum(1 for module, suffix in modules.items() if format.locate(module, suffix))
-    return Detection(format, places, f"{known} of {len(modules)} modules are named as in {format.example!r}")
+    known = sum(name == best for name in formats.values())
+    return Detection(format, places, formats, f"{known} of {len(modules)} modules are named as in {format.example!r}")
 
 
 def unspelled(component: str, name: str, layout: Layout | None) -> Spelling | None:

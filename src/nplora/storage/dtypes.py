@@ -55,6 +55,11 @@ def wider(names: Iterable[str]) -> str:
     return "BF16" if "BF16" in kinds else "F16"
 
 
+def compute_dtype(names: Iterable[str]) -> np.dtype:  # type: ignore[type-arg]
+    """float32 where every number has 16 bits or fewer (its rounding is far below theirs), else float64."""
+    return np.dtype(np.float32) if wider(names) in ("F16", "BF16") else np.dtype(np.float64)
+
+
 def cast(array: NDArray[np.generic], dtype: np.dtype) -> NDArray[np.generic]:  # type: ignore[type-arg]
     """Cast with round-to-nearest-even; equal to ``array.astype(dtype)`` bit for bit, but fast for 16-bit floats.
 

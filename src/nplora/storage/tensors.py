@@ -48,7 +48,7 @@ class Tensor:
         return Tensor(key, dtype_name(array.dtype), array.shape, array)
 
 
-def dtype_name(dtype: np.dtype) -> str:  # type: ignore[type-arg]
+def dtype_name(dtype: np.dtype) -> str:
     """The safetensors name of a NumPy dtype.
 
     >>> dtype_name(np.dtype("float16"))

@@ -1,0 +1,39 @@
+"""nplora: fuse LoRA files exactly, protecting one adapter's directions from the other's.
+
+>>> import nplora
+>>> sorted(name for name in dir(nplora) if not name.startswith("_"))[:3]
+['Adapter', 'Fusion', 'InputError']
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .adapter import Adapter, load
+    from .errors import InputError, NploraError, OutputError, UsageError
+    from .fusion import Fusion, convert, fuse
+
+# Loaded on first use, so that `import nplora` costs nothing.
+_HOMES = {
+    "Adapter": "adapter", "load": "adapter", "Fusion": "fusion", "convert": "fusion", "fuse": "fusion",
+    "NploraError": "errors", "InputError": "errors", "OutputError": "errors", "UsageError": "errors",
+}  # fmt: skip
+
+__all__ = [
+    "Adapter", "Fusion", "InputError", "NploraError", "OutputError", "UsageError", "__version__", "convert", "fuse", "load",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,286 @@
+"""Fuse a subject and a style: pair their modules, say what happens to each key, and write the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .adapter import Adapter, Module
+from .adapters import Full, LowRank, Opaque, Update
+from .errors import InputError, UsageError
+from .methods import Method, all_methods
+from .pairing import Pair, pair_modules
+from .parameters import FUSE, attenuation, check_all
+from .projection import Job, Overlap, stream
+from .sharing import share_jobs
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FusedModule:
+    """One module of a fusion: what each side brings and, where both do, the projection between them."""
+
+    name: str
+    subject: Module | None
+    style: Module | None
+    strengths: tuple[float, float]
+    job: Job | None
+    method: Method
+    values: Mapping[str, object]
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        return tuple(module for module in (self.subject, self.style) if module is not None)
+
+    @property
+    def update(self) -> Update:
+        return self.modules[0].update
+
+    def delta(self) -> NDArray[np.float64]:
+        """The dense fused update, float64, in the weight's shape; for the curious and for tests.
+
+        ``dW = w_s dW_s + w_c dW_c (I - g V V^T)``, exact to float64 before any rounding of an output file.
+        """
+        w_c, w_s = self.strengths
+        deltas = [w * module.delta() for w, module in ((w_c, self.subject), (w_s, self.style)) if module is not None]
+        if self.job is None:
+            return np.asarray(sum(deltas))
+        projected: list[NDArray[np.generic]] = []
+        stream([_in_float64(self.job)], self.method, self.values, emit=lambda job, array: projected.append(array))
+        own = self.subject.update  # type: ignore[union-attr]
+        assert isinstance(own, LowRank)
+        up, down = (factor.read().astype(np.float64) for factor in (own.up, own.down))
+        product = up @ projected[0] if self.job.side == "input" else projected[0] @ down
+        return np.asarray(deltas[1] + (w_c * own.scale * product).reshape(deltas[1].shape))
+
+
+@dataclass(frozen=True)
+class Fusion(Mapping[str, FusedModule]):
+    """The fusion of two adapters: an adapter whose numbers are computed when they are needed.
+
+    A mapping from canonical module names to `FusedModule`; `save` writes it, `report` says what it did.
+    """
+
+    subject: Adapter
+    style: Adapter | None  # None: one adapter on its way into another format
+    parameters: Mapping[str, Any]  # every parameter of `fuse`
+    modules: Mapping[str, FusedModule]
+    left_out: Mapping[str, str] = field(default_factory=dict)  # key -> why
+    notes: tuple[str, ...] = ()
+    progress: Progress | None = None
+
+    def __getitem__(self, name: str) -> FusedModule:
+        return self.modules[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    @property
+    def inputs(self) -> dict[str, Adapter]:
+        """Role -> adapter."""
+        return {"subject": self.subject} | ({"style": self.style} if self.style is not None else {})
+
+    @property
+    def jobs(self) -> list[Job]:
+        return list({module.job.key: module.job for module in self.modules.values() if module.job}.values())
+
+    @cached_property
+    def overlaps(self) -> dict[str, Overlap]:
+        """Job key -> overlap; computed at no extra pass when the fusion is saved, else by a pass of its own."""
+        return stream(
+            self.jobs, self.method, self.method_values, device=self.parameters["device"],
+            allow_nonfinite=self.parameters["allow_nonfinite"], progress=self.progress,
+        )  # fmt: skip
+
+    @property
+    def method(self) -> Method:
+        return all_methods()["np"]
+
+    @property
+    def method_values(self) -> dict[str, object]:
+        return {parameter.name: self.parameters[parameter.name] for parameter in self.method.parameters}
+
+    def report(self) -> dict[str, Any]:
+        """What the fusion did, as plain data: overlap, regime in words, every key's fate."""
+        from .report import fusion_report
+
+        return fusion_report(self)
+
+    def save(
+        self, path: str | os.PathLike[str], *, format: str | None = None, dtype: str | None = None, overwrite: bool = False
+    ) -> dict[str, Any]:
+        """Write the fused adapter, whole or not at all, and return the report.
+
+        Args:
+            path: a ``.safetensors`` file, or a folder for the peft format.
+            format, dtype: as in `fuse`; the values given there are the default.
+            overwrite: replace an existing output.
+
+        Raises:
+            OutputError: it cannot be written; nothing is changed then.
+        """
+        from .output import save_fusion
+
+        return save_fusion(self, path, format or self.parameters["format"], dtype or self.parameters["dtype"], overwrite)
+
+
+def fuse(subject: Adapter, style: Adapter, *, progress: Progress | None = None, **parameters: Any) -> Fusion:
+    """Fuse two adapters of one base model so that the style keeps its directions (NP-LoRA, arXiv 2511.11051).
+
+    Per module ``dW = w_s dW_s + w_c dW_c (I - g V V^T)`` with ``g = mu/(1+mu)`` and V the style's right singular
+    vectors. Modules that only one adapter has pass through.
+
+    Args:
+        subject, style: adapters from `load`.
+        progress: called with (projections done, projections in all).
+        **parameters: those of `nplora.parameters.FUSE`: mu, directions, side, subject_strength, style_strength,
+            components, format, dtype, device, strict, allow_nonfinite.
+
+    Returns:
+        The fusion; nothing is computed before it is saved, reported or looked at.
+
+    Raises:
+        UsageError: a parameter is out of range.
+        InputError: the adapters are for different bases, or both change a module that cannot be fused.
+
+    >>> fused = fuse(load("cat.safetensors"), load("ink.safetensors"), mu=0.5)  # doctest: +SKIP
+    >>> fused.save("cat-ink.safetensors", format="kohya")  # doctest: +SKIP
+    """
+    values = check_all(FUSE, parameters)
+    method = all_methods()["np"]
+    chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
+    left_out: dict[str, str] = {}
+    pairs = pair_modules(subject, style, _component_filter(subject, style, values["components"]), left_out)
+    strengths = (float(values["subject_strength"]), float(values["style_strength"]))  # type: ignore[arg-type]
+    modules, notes = {}, []
+    side = str(values["side"])
+    for pair in pairs:
+        kept = _without_silent(pair, strengths, left_out)
+        if kept is None:
+            continue
+        _require_fusable(kept, strengths, values, subject, style)
+        modules[pair.name] = FusedModule(pair.name, kept.subject, kept.style, strengths, _job(kept, strengths, side), method, chosen)
+    if not modules:
+        raise UsageError(
+            "nothing is left to write", expected="a module with a strength other than 0",
+            hint="Check --components and the two strengths.",
+        )  # fmt: skip
+    if side == "input" and values["directions"] == "all":
+        share_jobs(modules)
+    notes += [f"{role}: {note}" for role, adapter in (("subject", subject), ("style", style)) for note in adapter.notes]
+    if values["strict"] and left_out:
+        key, why = next(iter(left_out.items()))
+        raise InputError(f"{len(left_out)} keys would be left out ({why})", key=key, hint="Go on without --strict to allow it.")
+    return Fusion(subject, style, values, modules, left_out, tuple(notes), progress)
+
+
+def _component_filter(subject: Adapter, style: Adapter, asked: object) -> frozenset[str] | None:
+    if asked is None:
+        return None
+    names = frozenset(asked)  # type: ignore[call-overload]
+    known = {*subject.components, *style.components}
+    unknown = names - known
+    if unknown:
+        raise UsageError(
+            f"no component is called {', '.join(sorted(unknown))}", expected=" or ".join(sorted(known)), hint="Check --components."
+        )
+    return names
+
+
+def _without_silent(pair: Pair, strengths: tuple[float, float], left_out: dict[str, str]) -> Pair | None:
+    """The pair without the side whose strength is 0 (no style, rather than a projector that is not seen)."""
+    sides = {"subject": pair.subject, "style": pair.style}
+    for (role, module), strength in zip(sides.items(), strengths, strict=True):
+        if module is not None and strength == 0:
+            left_out.update((key, f"{role} strength is 0") for key in module.update.keys)
+            sides[role] = None
+    if not any(sides.values()):
+        return None
+    return Pair(pair.name, sides["subject"], sides["style"])
+
+
+def _require_fusable(
+    pair: Pair, strengths: tuple[float, float], values: Mapping[str, object], subject: Adapter, style: Adapter
+) -> None:
+    both = pair.subject is not None and pair.style is not None
+    for role, module, adapter, strength in (
+        ("subject", pair.subject, subject, strengths[0]), ("style", pair.style, style, strengths[1]),
+    ):  # fmt: skip
+        if module is None or not isinstance(module.update, Opaque):
+            continue
+        kind = module.update.kind
+        names = [name for name, other in adapter.modules.items() if getattr(other.update, "kind", "") == kind]
+        shown = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+        if both:
+            raise InputError(
+                f"{kind} modules cannot be fused yet, and both adapters change {module.name}", file=adapter.path,
+                key=module.update.keys[0], got=f"{kind} in {shown}",
+                hint="Convert it to a LoRA first, or leave the component out with --components.",
+            )  # fmt: skip
+        if strength != 1.0:
+            raise InputError(
+                f"{kind} modules can only be carried along at strength 1", file=adapter.path, key=module.update.keys[0],
+                expected=f"--{role}-strength 1", got=strength, hint="Convert it to a LoRA first.",
+            )  # fmt: skip
+    if both and isinstance(pair.style.update, Full) and values["directions"] == "all" and values["mu"] != 0:  # type: ignore[union-attr]
+        raise InputError(
+            "the style changes this module by a full matrix, whose directions are all there are", file=style.path,
+            key=pair.style.update.keys[0], hint="Protect a share of its energy instead: --directions 0.9, or --directions 8.",  # type: ignore[union-attr]
+        )  # fmt: skip
+
+
+def _job(pair: Pair, strengths: tuple[float, float], side: str) -> Job | None:
+    """The projection of a pair of low-rank updates; None where there is nothing to project."""
+    if pair.subject is None or pair.style is None:
+        return None
+    subject, style = pair.subject.update, pair.style.update
+    if not (isinstance(subject, LowRank) and isinstance(style, LowRank)):
+        return None
+    factors = (strengths[0] * subject.scale, strengths[1] * style.scale)
+    return Job(f"{side}:{pair.name}", pair.name, (subject.up, subject.down), (style.up, style.down), factors, side)
+
+
+def _in_float64(job: Job) -> Job:
+    """The same job on float64 copies of its factors, so that nothing is rounded."""
+    from .adapters import Factor
+    from .storage import Tensor
+
+    def widen(pair: Sequence[Any]) -> tuple[Any, Any]:
+        one, two = (Factor(Tensor.of(m.keys[0], m.read().astype(np.float64))) for m in pair)
+        return one, two
+
+    return Job(job.key, job.name, widen(job.subject), widen(job.style), job.factors, job.side)
+
+
+def alone(adapter: Adapter) -> Fusion:
+    """One adapter at strength 1 as a fusion: what it takes to write it in another format."""
+    values, method = check_all(FUSE, {}), all_methods()["np"]
+    chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
+    modules = {name: FusedModule(name, module, None, (1.0, 1.0), None, method, chosen) for name, module in adapter.items()}
+    return Fusion(adapter, None, values, modules, {}, adapter.notes)
+
+
+def convert(
+    adapter: Adapter, path: str | os.PathLike[str], *, format: str = "same", dtype: str = "same", overwrite: bool = False
+) -> dict[str, Any]:
+    """Write an adapter in another format; its product B A is the same in every module.
+
+    Raises:
+        OutputError: it cannot be written; nothing is changed then.
+    """
+    from .output import save_adapter
+
+    return save_adapter(adapter, path, format, dtype, overwrite)
+
+
+__all__ = ["FusedModule", "Fusion", "attenuation", "convert", "fuse"]

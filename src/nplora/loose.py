@@ -1,0 +1,173 @@
+"""What a file holds beside low-rank factors: full matrices, biases, norms, carried kinds, foreign keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from .adapter import Vector
+from .adapters import Full, Opaque
+from .dense import fuse_dense
+from .plan import Plan, join
+from .storage import Tensor, cast, numpy_dtype, wider
+
+if TYPE_CHECKING:
+    from .adapter import Module, Origin
+    from .formats import Format
+    from .fusion import FusedModule, Fusion
+    from .layouts import Layout
+
+
+class _Naming(Protocol):
+    format: Format
+    layout: Layout | None
+    keep: bool
+    dtype: str | None
+
+
+@dataclass
+class Loose:
+    """Tensors outside the plan, and keys that the output's format has no place for (key -> why)."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)  # biases and norms that were added up
+    copied: list[str] = field(default_factory=list)  # foreign keys
+    used: set[str] = field(default_factory=set)
+
+
+def loose_tensors(fusion: Fusion, naming: _Naming, plan: Plan) -> Loose:
+    """Everything of a fusion that is not a pair of factors."""
+    loose = Loose()
+    for module in fusion.modules.values():
+        kinds = [member.update for member in module.modules]
+        if any(isinstance(kind, Opaque) for kind in kinds):
+            _carry(module.modules[0], naming, loose)
+        elif any(isinstance(kind, Full) for kind in kinds):
+            _full(module, fusion.parameters, naming, loose)
+    _vectors(fusion, naming, plan, loose)
+    _others(fusion, naming, plan, loose)
+    return loose
+
+
+def _name(name: str, origin: Origin, naming: _Naming) -> str | None:
+    if naming.keep and origin.format == naming.format.name:
+        return origin.module
+    component, _, path = name.partition(".")
+    spelling = naming.format.spell(component, path, naming.layout)
+    if spelling is None or len(spelling.parts) > 1:
+        return None
+    return spelling.module
+
+
+def _carry(module: Module, naming: _Naming, loose: Loose) -> None:
+    assert isinstance(module.update, Opaque)
+    name = _name(module.name, module.origin, naming)
+    for suffix, tensor in module.update.parts.items():
+        if name is None:
+            loose.left_out[tensor.key] = f"{naming.format.title} has no name for this {module.update.kind} module"
+        else:
+            loose.tensors.append(Tensor(join(name, suffix), tensor.dtype, tensor.shape, tensor.source, tensor.start))
+            loose.used.add(tensor.key)
+
+
+def _full(module: FusedModule, values: Mapping[str, object], naming: _Naming, loose: Loose) -> None:
+    first = module.modules[0]
+    name = _name(module.name, first.origin, naming)
+    keys = [key for member in module.modules for key in member.update.keys]
+    if name is None or naming.format.name in ("diffusers", "peft"):
+        loose.left_out.update((key, f"{naming.format.title} has no place for a full matrix") for key in keys)
+        return
+    if len(module.modules) == 2:
+        dense = fuse_dense(
+            module.subject.update, module.style.update, module.strengths,  # type: ignore[union-attr]
+            values["mu"], values["directions"], str(values["side"]),  # type: ignore[arg-type]
+        )  # fmt: skip
+    else:
+        dense = module.strengths[0 if module.subject else 1] * first.update.delta()
+    stored = [matrix.dtype for member in module.modules for matrix in _matrices(member.update)]
+    dtype = naming.dtype or wider(stored)
+    shape = (dense.shape[0], -1, *first.update.kernel) if first.update.kernel else dense.shape
+    loose.tensors.append(Tensor.of(join(name, ".diff"), cast(dense.reshape(shape), numpy_dtype(dtype))))
+    loose.used.update(keys)
+
+
+def _matrices(update: object) -> list[object]:
+    return [matrix for matrix in (getattr(update, side, None) for side in ("up", "down", "diff")) if matrix is not None]
+
+
+def _vectors(fusion: Fusion, naming: _Naming, plan: Plan, loose: Loose) -> None:
+    """Biases and norms: added by strength, never projected."""
+    strengths = dict(zip(("subject", "style"), (fusion.parameters["subject_strength"], fusion.parameters["style_strength"]), strict=True))
+    targets: dict[tuple[str, str], list[tuple[float, Vector]]] = {}
+    for role, adapter in fusion.inputs.items():
+        for target, vector in adapter.vectors.items():
+            if strengths[role]:
+                targets.setdefault(target, []).append((strengths[role] * vector.scale, vector))
+            else:
+                loose.left_out[vector.tensor.key] = f"{role} strength is 0"
+    for (module, what), vectors in targets.items():
+        _vector(module, what, vectors, naming, plan, loose)
+
+
+def _vector(
+    module: str, what: str, vectors: list[tuple[float, Vector]], naming: _Naming, plan: Plan, loose: Loose
+) -> None:
+    first = vectors[0][1]
+    name = _name(module, first.origin, naming)
+    role, factor = _vector_role(module, what, first, naming, plan)
+    if name is None or role is None:
+        for _, vector in vectors:
+            loose.left_out[vector.tensor.key] = f"{naming.format.title} has no place for a {what} delta here"
+        return
+    weights = [weight / factor for weight, _ in vectors]
+    if len(vectors) == 1 and weights[0] == 1.0 and naming.dtype in (None, first.tensor.dtype):
+        total = first.tensor.read()
+    else:
+        total = sum(weight * vector.tensor.read().astype(np.float64) for weight, (_, vector) in zip(weights, vectors, strict=True))
+        dtype = naming.dtype or wider(vector.tensor.dtype for _, vector in vectors)
+        total = cast(np.asarray(total), numpy_dtype(dtype))
+    suffix = first.origin.suffixes.get(first.role) if naming.keep and first.origin.format == naming.format.name else None
+    loose.tensors.append(Tensor.of(join(name, suffix or _VECTOR_SUFFIX[role]), total))
+    loose.used.update(vector.tensor.key for _, vector in vectors)
+    if len(vectors) > 1:
+        loose.added.append(f"{module} ({what})")
+
+
+_VECTOR_SUFFIX = {"diff_b": ".diff_b", "bias": ".lora_B.bias", "w_norm": ".w_norm", "b_norm": ".b_norm"}
+
+
+def _vector_role(
+    module: str, what: str, vector: Vector, naming: _Naming, plan: Plan
+) -> tuple[str | None, float]:
+    """The role that the output's format has for this vector, and what a reader will multiply it by."""
+    if naming.format.name in ("diffusers", "peft"):
+        if what != "bias" or module not in plan.scales:
+            return None, 1.0
+        return "bias", plan.scales[module]  # PEFT multiplies lora_B.bias by the scale
+    if naming.keep and vector.role == "bias":
+        return "bias", plan.scales.get(module, 1.0)
+    return ("diff_b" if vector.role == "bias" else vector.role), 1.0
+
+
+def _others(fusion: Fusion, naming: _Naming, plan: Plan, loose: Loose) -> None:
+    """Foreign keys (embeddings, heads): copied where the format's readers stand them, else named as left out."""
+    taken = {spec[0] for spec in plan.specs} | {tensor.key for tensor in loose.tensors}
+    kept: dict[str, Tensor] = {}
+    for role, adapter in fusion.inputs.items():
+        for key, tensor in adapter.others.items():
+            if not naming.format.keeps_others:
+                loose.left_out[key] = f"a foreign key would keep readers of {naming.format.title} from loading the file"
+            elif key in taken or (key in kept and not _same_bytes(kept[key], tensor)):
+                loose.left_out[f"{key} ({role})"] = "the other adapter has a different tensor of this name"
+            elif key not in kept:
+                kept[key] = tensor
+                loose.copied.append(key)
+    loose.tensors += kept.values()
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and one.read().tobytes() == other.read().tobytes()
