@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapters import Matrix
-from .algebra import Grams, grams, inner, namespace, orthonormal_form, transpose, well_conditioned
+from .algebra import Grams, grams, inner, namespace, orthonormal_form
 from .errors import InputError, UsageError
 from .methods import Method, Result
-from .storage import cast, compute_dtype, numpy_dtype
+from .storage import cast_into, compute_dtype
 
-BATCH_ELEMENTS = 1 << 20  # numbers per factor in a batch: a few MB in float32, so that a batch stays in the cache
+BATCH_ELEMENTS = 1 << 18  # numbers per factor in a batch: 1 MB in float32, so that a batch stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +166,10 @@ def batches_of(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 
 def read_stack(matrices: Sequence[Matrix], dtype: np.dtype[Any]) -> NDArray[np.generic]:
     """Matrices of one shape as a stack (k, rows, columns) of the given dtype."""
-    stored = numpy_dtype(matrices[0].dtype)
-    stack = np.empty((len(matrices), *matrices[0].shape), stored)
+    stack = np.empty((len(matrices), *matrices[0].shape), dtype)
     for index, matrix in enumerate(matrices):
-        stack[index] = matrix.read()
-    return cast(stack, dtype)
+        cast_into(matrix.read(), stack[index])
+    return stack
 
 
 def _run_batch(
@@ -223,14 +222,14 @@ def project(
     """
     xp = namespace(A_c)
     seen = grams(B_c, A_c, B_s, A_s)
-    good = well_conditioned(seen.H_s, seen.G_s)
+    good = seen.full_rank
     if bool(xp.all(good)):
         result = method(seen, **values)
         return A_c - xp.astype(result.C, A_c.dtype) @ A_s, (seen, result)
     pieces = []
     for index in range(A_c.shape[0]):
         one = slice(index, index + 1)
-        part = Grams(seen.K[one], seen.H_s[one], seen.G_s[one], seen.H_c[one], seen.G_c[one], seen.size)
+        part = Grams(seen.K[one], seen.H_s[one], seen.G_s[one], seen.H_c[one], seen.G_c[one], seen.size, good[one])
         if bool(good[index]):
             result = method(part, **values)
             pieces.append((A_c[one] - xp.astype(result.C, A_c.dtype) @ A_s[one], result))
@@ -342,4 +341,4 @@ def to_host(array: Any) -> NDArray[np.generic]:
     return array if isinstance(array, np.ndarray) else np.asarray(array.cpu())
 
 
-__all__ = ["Job", "Overlap", "batches_of", "check_finite", "project", "run_threads", "stream", "transpose"]
+__all__ = ["Job", "Overlap", "batches_of", "check_finite", "project", "run_threads", "stream"]

@@ -81,7 +81,7 @@ def _same(one: Matrix, other: Matrix) -> bool:
 def _spans_rows(job: Job) -> bool:
     """Whether the style's part uses the whole row space of its down factor."""
     up, down = (matrix.read().astype(np.float64) for matrix in job.style)
-    return bool(well_conditioned(down @ down.T, up.T @ up))
+    return bool(well_conditioned(down @ down.T, up.T @ up, up))
 
 
 __all__ = ["LowRank", "Rows", "share_jobs"]

@@ -29,7 +29,6 @@ CLIP2 = r"text_encoder_2\.text_model\.encoder\.layers\.0"
 DOUBLE = r"transformer\.transformer_blocks\.0\.attn\.to_"
 SINGLE = r"transformer\.single_transformer_blocks\.0\.(attn|proj_mlp)"
 EMBEDDERS = r"transformer\.(x_embedder|context_embedder|time_text_embed|proj_out)"
-FLUX_BLOCKS = r"transformer\.\w*transformer_blocks|text_encoder\."
 
 
 def without(state, pattern):
@@ -52,7 +51,10 @@ def diffusers_form(spec, alpha=None):
     return lora_state(spec, "diffusers") | alphas
 
 
-# Right where the file is right.
+@pytest.mark.parametrize("got", [{}, {"a": [[1, 1]], "b": [[1]]}, {"a": [[1, 1 + 3e-6]]}, {"a": [[1], [1]]}])
+def test_assert_deltas_sees_what_is_missing_extra_wrong_or_turned(got):
+    with pytest.raises(AssertionError):
+        assert_deltas({name: np.array(rows) for name, rows in got.items()}, {"a": np.ones((1, 2))})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def diffusers_form(spec, alpha=None):
         ("sd15", "kohya", ""),
         ("sdxl", "kohya-sgm", r"(?!.*transformer_blocks\.[2-8])"),  # all kinds of module, and two-digit blocks
         ("flux1", "diffusers", r"transformer|text_encoder\."),
-        ("flux1", "kohya-flux1", FLUX_BLOCKS),
+        ("flux1", "kohya-flux1", r"transformer\.\w*transformer_blocks|text_encoder\."),
         ("sd3", "diffusers", ""),
         ("qwen-image", "diffusers", ""),
         ("wan", "diffusers", r"transformer\."),
@@ -241,9 +243,6 @@ def test_a_negative_alpha_in_a_kohya_flux_file_never_ends():
         signal.signal(signal.SIGALRM, before)
 
 
-# PEFT.
-
-
 def peft_spec(only=ATTENTION):
     return {name.removeprefix("unet."): f for name, f in random_spec("sd15", only).items()}
 
@@ -270,7 +269,8 @@ def test_a_peft_dora_delta_is_the_merged_weight_less_the_base(tmp_path):
     base = {name: module.weight.detach().clone() for name, module in model.items()}
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["linear", "conv"], use_dora=True))
     for name, weight in wrapped.named_parameters():
-        torch.nn.init.normal_(weight) if "lora" in name else None
+        if "lora" in name:
+            torch.nn.init.normal_(weight)
     wrapped.save_pretrained(tmp_path)
     merged = wrapped.merge_and_unload()
     added = {name: (merged[name].weight.detach() - base[name]).flatten(1).double().numpy() for name in base}

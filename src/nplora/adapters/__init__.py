@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..storage import Tensor, numpy_dtype
+from ..storage import Tensor
 
 
 class Matrix(Protocol):
@@ -220,10 +220,12 @@ def all_kinds() -> tuple[Kind, ...]:
 
 def kind_of(group: Group) -> Kind | None:
     """The kind of a module; None where it holds only vectors (biases, norms)."""
-    for kind in all_kinds():
-        if not kind.marks.isdisjoint(group.tensors):
-            return kind
-    return None
+    return _kind_for(frozenset(group.tensors))
+
+
+@lru_cache(maxsize=None)
+def _kind_for(roles: frozenset[str]) -> Kind | None:
+    return next((kind for kind in all_kinds() if not kind.marks.isdisjoint(roles)), None)
 
 
 def opaque(group: Group, name: str, size: tuple[int, int] | None) -> Opaque:
@@ -236,4 +238,4 @@ def read_scalar(group: Group, role: str) -> float:
     tensor = group.tensors[role]
     if prod(tensor.shape) != 1:
         raise group.error("this must be a single number", role, expected="shape () or (1,)", got=f"shape {tensor.shape}")
-    return float(tensor.read().astype(numpy_dtype("F64")).reshape(()))
+    return float(tensor.read().reshape(-1)[0])

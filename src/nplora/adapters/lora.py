@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from ..errors import InputError
 from ..storage import FLOATS
 from . import Factor, Group, Kind, LowRank, Update
 
@@ -19,32 +20,40 @@ def factors(group: Group) -> tuple[Factor, Factor]:
     Raises:
         InputError: a factor is missing, is no matrix, or the ranks differ.
     """
-    transposed = "down_transposed" in group.tensors or "up_transposed" in group.tensors
+    tensors = group.tensors
+    transposed = "down_transposed" in tensors or "up_transposed" in tensors
     names = ("up_transposed", "down_transposed") if transposed else ("up", "down")
-    for role, other in (names, names[::-1]):
-        if role not in group.tensors:
-            raise group.error(
-                "half of the module is missing", other, expected=f"its {role.removesuffix('_transposed')} factor beside it",
-                hint="The file was saved incompletely: get the original.",
-            )  # fmt: skip
-        tensor = group.tensors[role]
-        if len(tensor.shape) < 2 or tensor.dtype not in FLOATS:
-            raise group.error(
-                "a factor must be a float matrix or convolution", role, expected="two axes or more of floats",
-                got=f"{tensor.dtype} {list(tensor.shape)}",
-            )  # fmt: skip
-    up, down = (Factor(group.tensors[role], transposed=transposed) for role in names)
-    if up.shape[1] != down.shape[0]:
+    for role in names:
+        tensor = tensors.get(role)
+        if tensor is None or len(tensor.shape) < 2 or tensor.dtype not in FLOATS:
+            raise _unusable(group, role, names)
+    up, down = Factor(tensors[names[0]], transposed=transposed), Factor(tensors[names[1]], transposed=transposed)
+    rank = down.shape[0]
+    if up.shape[1] != rank:
         kernel = prod(up.tensor.shape[2:])
         if not transposed and kernel > 1:
             raise group.error("the up factor has a kernel", names[0], expected="a 1x1 kernel", got=f"shape {up.tensor.shape}")
         raise group.error(
             "the two factors differ in rank", names[1], expected=f"rank {up.shape[1]} as in {up.tensor.key}",
-            got=f"rank {down.shape[0]}", hint="The file is damaged or badly converted: get the original.",
+            got=f"rank {rank}", hint="The file is damaged or badly converted: get the original.",
         )  # fmt: skip
-    if down.shape[0] == 0:
+    if rank == 0:
         raise group.error("the rank is 0", names[1], expected="rank 1 or more", hint="The module is empty: get the original.")
     return up, down
+
+
+def _unusable(group: Group, role: str, names: tuple[str, str]) -> InputError:
+    tensor = group.tensors.get(role)
+    if tensor is None:
+        other = names[0] if role == names[1] else names[1]
+        return group.error(
+            "half of the module is missing", other, expected=f"its {role.removesuffix('_transposed')} factor beside it",
+            hint="The file was saved incompletely: get the original.",
+        )  # fmt: skip
+    return group.error(
+        "a factor must be a float matrix or convolution", role, expected="two axes or more of floats",
+        got=f"{tensor.dtype} {list(tensor.shape)}",
+    )  # fmt: skip
 
 
 def read(group: Group, scale: float, scale_from: str) -> Update:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 
 from . import Format, Place, unspelled
 
@@ -12,7 +12,7 @@ from . import Format, Place, unspelled
 @lru_cache(maxsize=1)
 def order() -> dict[str, list[str]]:
     """Component -> canonical paths in the order of the list."""
-    table: dict[str, list[str]] = json.loads(files(__package__).joinpath("cloneofsimo.json").read_text())
+    table: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return table
 
 

@@ -106,7 +106,7 @@ class Layout:
 @cache
 def names() -> tuple[str, ...]:
     """Return the names of all base models that have a table."""
-    return tuple(sorted(file.stem for file in _FOLDER.glob("*.json")))
+    return tuple(sorted(file.stem for file in _FOLDER.iterdir() if file.suffix == ".json"))
 
 
 @cache

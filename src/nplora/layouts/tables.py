@@ -52,10 +52,13 @@ class Run(NamedTuple):
         """Return the name at a place of the run, counted from 0."""
         return self.head if self.tail is None else f"{self.head}{self.first + step}{self.tail}"
 
-    def flattened(self) -> Iterator[str]:
-        """Yield the names of the run, "_" for each dot."""
-        flat = Run(self.head.replace(".", "_"), self.first, self.length, self.tail and self.tail.replace(".", "_"))
-        return map(flat.at, range(self.length))
+    def flattened(self) -> list[str]:
+        """Return the names of the run, "_" for each dot."""
+        head = self.head.replace(".", "_")
+        if self.tail is None:
+            return [head]
+        tail = self.tail.replace(".", "_")
+        return [f"{head}{number}{tail}" for number in range(self.first, self.first + self.length)]
 
 
 class Piece(NamedTuple):

@@ -74,20 +74,28 @@ def cast(array: NDArray[np.generic], dtype: np.dtype) -> NDArray[np.generic]:  #
     """
     if array.dtype == dtype:
         return array
-    names = (array.dtype.name, dtype.name)
-    if names in _FAST and array.flags.c_contiguous:
+    out = np.empty(array.shape, dtype)
+    cast_into(array, out)
+    return out
+
+
+def cast_into(array: NDArray[np.generic], out: NDArray[np.generic]) -> None:
+    """`cast` into an array that is there already (C-contiguous, of the same shape)."""
+    kinds = array.dtype.char + out.dtype.char
+    if kinds in _KERNELS and array.flags.c_contiguous and array.size:
         kernel = _numkong()
         if kernel is not None:
-            out = np.empty(array.shape, dtype)
-            if array.size:
-                kernel(array, names[1], out=out)
-            return out
-    if dtype == np.float64 and names[0] in ("float16", "bfloat16"):
-        return cast(array, np.dtype(np.float32)).astype(np.float64)  # exact, and the first step is fast
-    return array.astype(dtype)
+            kernel(array, _KERNELS[kinds], out=out)
+            return
+    if kinds in _THROUGH_FLOAT32:
+        out[...] = cast(array, np.dtype(np.float32))  # exact, and the first step is fast
+    else:
+        out[...] = array.astype(out.dtype) if array.dtype.itemsize < 4 else array
 
 
-_FAST = {("float16", "float32"), ("float32", "float16"), ("bfloat16", "float32"), ("float32", "bfloat16")}
+# NumPy's type letters: e half, f single, d double, E bfloat16 (ml_dtypes).
+_KERNELS = {"ef": "float32", "fe": "float16", "Ef": "float32", "fE": "bfloat16"}
+_THROUGH_FLOAT32 = {"ed", "Ed"}
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ class Tensor:
     def read(self) -> NDArray[np.generic]:
         """The numbers, as a read-only view of the file where possible (no copy)."""
         if isinstance(self.source, TensorFile):
-            count = int(np.prod(self.shape, dtype=np.int64))
+            count = prod(self.shape)
             if not count:
                 return np.empty(self.shape, numpy_dtype(self.dtype))
             return np.frombuffer(self.source.map, numpy_dtype(self.dtype), count, self.start).reshape(self.shape)

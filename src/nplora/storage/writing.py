@@ -84,6 +84,7 @@ class TensorWriter:
             _remove_strays(self.path)
             self._temporary = folder / f".{self.path.name}.{os.getpid()}.nplora-part"
             self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            _reserve(self._file, 8 + self._reserved + self._data_size)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 
@@ -152,6 +153,15 @@ class TensorWriter:
             self._temporary.unlink(missing_ok=True)
             if self._made_folder and not any(self.path.parent.iterdir()):
                 self.path.parent.rmdir()
+
+
+def _reserve(file: int, size: int) -> None:
+    """Take the room on the disk now, so that a full disk shows before any work is done."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (AttributeError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 def write_folder_file(path: Path, text: str) -> None:
