@@ -228,9 +228,9 @@ def _compute(target: Target, fusion: Fusion, writer: TensorWriter) -> dict[str, 
     waiting: dict[str, list[Band]] = {}
     still: list[Band] = []
     for band in target.plan.bands:
-        jobs = band.jobs
-        if jobs:
-            waiting.setdefault(next(iter(jobs)), []).append(band)
+        job = band.job
+        if job is not None:
+            waiting.setdefault(job, []).append(band)
         else:
             still.append(band)
     companions = _companions(still, target.plan, fusion)
@@ -292,15 +292,15 @@ def assemble(band: Band, projected: NDArray[np.generic] | None) -> NDArray[np.ge
         OutputError: a product does not fit the output's number type.
     """
     dtype = numpy_dtype(band.dtype)
-    pieces = [_numbers(piece, dtype, projected, band) for piece in band.pieces]
-    if len(pieces) == 1 and pieces[0].shape == band.shape:
-        out = pieces[0]
-    else:
-        covered = sum(piece.size for piece in pieces) == band.shape[0] * band.shape[1]
-        out = (np.empty if covered else np.zeros)(band.shape, dtype)
-        for piece, numbers in zip(band.pieces, pieces, strict=True):
-            rows, columns = numbers.shape
-            out[piece.row : piece.row + rows, piece.column : piece.column + columns] = numbers
+    if len(band.pieces) == 1:
+        numbers = _numbers(band.pieces[0], dtype, projected, band)
+        if numbers.shape == band.shape:
+            return numbers.T if band.transposed else numbers
+    out = (np.empty if band.covered else np.zeros)(band.shape, dtype)
+    for piece in band.pieces:
+        numbers = _numbers(piece, dtype, projected, band)
+        rows, columns = numbers.shape
+        out[piece.row : piece.row + rows, piece.column : piece.column + columns] = numbers
     return out.T if band.transposed else out
 
 

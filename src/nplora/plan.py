@@ -81,8 +81,15 @@ class Band:
     transposed: bool = False
 
     @property
-    def jobs(self) -> set[str]:
-        return {piece.job for piece in self.pieces if piece.job}
+    def job(self) -> str | None:
+        """The projection that the band waits for, if any."""
+        return next((piece.job for piece in self.pieces if piece.job), None)
+
+    @property
+    def covered(self) -> bool:
+        """Whether the pieces leave no gap."""
+        areas = (piece.matrix.shape for piece in self.pieces)
+        return sum(rows * columns for rows, columns in areas) == self.shape[0] * self.shape[1]
 
 
 @dataclass

@@ -247,6 +247,9 @@ def _project_by_svd(
     xp = namespace(A_c)
     wide = xp.float64
     B_o, A_o = orthonormal_form(B_s[0, ...], A_s[0, ...]) if _is_finite(B_s, A_s) else (B_s[0, :, :0], A_s[0, :0, :])
+    if A_o.shape[0] == 0:  # a style without a single direction protects nothing
+        nothing = xp.zeros((1,), dtype=wide, device=A_c.device)
+        return A_c, Result(nothing, nothing, nothing)
     subject = xp.astype(A_c, wide)
     seen = grams(xp.astype(B_c, wide), subject, xp.astype(B_o, wide)[None, ...], xp.astype(A_o, wide)[None, ...])
     result = method(seen, **values)

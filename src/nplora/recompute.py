@@ -154,8 +154,9 @@ def _projection_error(style: Strand, job: Job, g: float) -> float:
     u = 2.0**-24 if compute_dtype(job.dtypes) == np.float32 else 2.0**-53
     rows = style.A if job.side == "input" else style.B.T
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    core = np.linalg.qr((rows / np.where(norms > 0, norms, 1.0)).T, mode="r")
-    smallest = max(float(np.linalg.svd(core, compute_uv=False)[-1]), MAX_DOWN_CONDITION**-0.5)  # beyond it: by SVD
+    rows = rows / np.where(norms > 0, norms, 1.0)
+    least = float(np.linalg.eigvalsh(rows @ rows.T)[0])
+    smallest = sqrt(max(least, 1 / MAX_DOWN_CONDITION))  # below it, the projection goes by SVD
     return ARITHMETIC["projection"] * u * (1.0 + g * sqrt(prod(rows.shape)) / smallest)
 
 
@@ -217,15 +218,19 @@ def _gram_norm(B: Array, A: Array) -> float:
 
 def _merged(lefts: list[Array], rights: list[Array]) -> tuple[Array, Array]:
     """Stacks with the same product: equal columns on the left become one, their rows on the right are added up."""
-    left, right = np.concatenate(lefts, axis=1), np.concatenate(rights)
-    places: dict[bytes, int] = {}
-    columns = np.ascontiguousarray(left.T) + 0.0  # + 0.0: minus zero is zero
-    owner = [places.setdefault(column.tobytes(), len(places)) for column in columns]
-    sums = np.zeros((len(places), right.shape[1]))
-    np.add.at(sums, owner, right)
-    first = [owner.index(place) for place in range(len(places))]
+    left, sums = np.concatenate(lefts, axis=1), np.concatenate(rights)
+    signs = left.view(np.int64).sum(axis=0).tolist()  # equal columns have equal sums of bits
+    kept: dict[int, list[int]] = {}
+    for index, sign in enumerate(signs):
+        alike = kept.setdefault(sign, [])
+        twin = next((other for other in alike if np.array_equal(left[:, other], left[:, index])), None)
+        if twin is None:
+            alike.append(index)
+        else:
+            sums[twin] += sums[index]
+            sums[index] = 0.0
     live = sums.any(axis=1)
-    return columns[first][live].T, sums[live]
+    return left[:, live], sums[live]
 
 
 def _check_dense(module: FusedModule, found: Update, side: str) -> Check:

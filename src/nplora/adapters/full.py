@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from ..storage import FLOATS
 from . import Factor, Full, Group, Kind, Update
 
 
 def size(group: Group) -> tuple[int, int] | None:
-    return Factor(group.tensors["diff"]).shape
+    tensor = group.tensors["diff"]
+    if not tensor.shape or tensor.dtype not in FLOATS:
+        raise group.error(
+            "a delta must be an array of floats", "diff", expected="one axis or more", got=f"{tensor.dtype} {list(tensor.shape)}"
+        )
+    return Factor(tensor).shape
 
 
 def read(group: Group, scale: float, scale_from: str) -> Update:

@@ -27,9 +27,6 @@ def np_projection(grams: Grams, *, mu: float = 0.5, directions: str | int | floa
         Coefficients, the subject's energy inside the protected space, and the number of directions.
     """
     xp = namespace(grams.K)
-    if grams.K.shape[-1] == 0:  # a style without a single direction protects nothing
-        zero = xp.sum(grams.K, axis=(-2, -1))
-        return Result(grams.K, zero, zero)
     if directions == "all":
         KP = transpose(xp.linalg.solve(grams.H_s, transpose(grams.K)))
         protected = xp.full_like(xp.sum(KP, axis=(-2, -1)), float(grams.K.shape[-1]))

@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+
 _NUMPY = {
     "BOOL": "bool", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
@@ -35,6 +37,8 @@ def numpy_dtype(name: str) -> np.dtype:  # type: ignore[type-arg]
     """
     if name in _NUMPY:
         return np.dtype(_NUMPY[name])
+    if name not in _ML_DTYPES:
+        raise InputError(f"numbers of the type {name} cannot be read", hint="Convert the file to fp16, bf16 or fp32.")
     import ml_dtypes
 
     return np.dtype(getattr(ml_dtypes, _ML_DTYPES[name]))
@@ -82,7 +86,7 @@ def cast(array: NDArray[np.generic], dtype: np.dtype) -> NDArray[np.generic]:  #
 def cast_into(array: NDArray[np.generic], out: NDArray[np.generic]) -> None:
     """`cast` into an array that is there already (C-contiguous, of the same shape)."""
     kinds = array.dtype.char + out.dtype.char
-    if kinds in _KERNELS and array.flags.c_contiguous and array.size:
+    if kinds in _KERNELS and array.size and array.flags.c_contiguous and array.flags.aligned:
         kernel = _numkong()
         if kernel is not None:
             kernel(array, _KERNELS[kinds], out=out)

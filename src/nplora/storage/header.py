@@ -153,6 +153,8 @@ def _parse_json(text: bytes, path: str) -> dict[str, object]:
 
 
 def _metadata(raw: object, path: str) -> dict[str, str]:
+    if raw is None:  # Apple MLX writes null where it has nothing to say
+        return {}
     if not isinstance(raw, dict):
         raise InputError(
             "the metadata is malformed", file=path, key="__metadata__", expected="an object of strings",

@@ -59,15 +59,18 @@ class TensorWriter:
         # Wide types first, then by name: the order in which the safetensors library lays tensors out.
         self._specs = sorted(specs, key=lambda spec: (-ITEM_BITS[spec[1]], spec[0]))
         self._table: dict[str, object] = {}
-        self._starts: dict[str, int] = {}
+        starts: dict[str, int] = {}
         position = 0
         for key, dtype, shape in self._specs:
             size = prod(shape) * ITEM_BITS[dtype] // 8
             self._table[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
-            self._starts[key] = position
+            starts[key] = position
             position += size
         self._data_size = position
         self._reserved = -(-(len(self._header(metadata)) + HEADER_SLACK) // 8) * 8
+        self._places = {  # key -> first byte in the file, bytes of a row
+            key: (8 + self._reserved + starts[key], prod(shape[1:]) * ITEM_BITS[dtype] // 8) for key, dtype, shape in self._specs
+        }
         self._made_folder = False
         self._open()
 
@@ -96,14 +99,16 @@ class TensorWriter:
             array: C-contiguous numbers of the tensor's dtype.
             row: first row of the tensor that the array holds.
         """
-        entry = self._table[key]
-        width = prod(entry["shape"][1:]) * array.dtype.itemsize  # type: ignore[index]
-        view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        position = 8 + self._reserved + self._starts[key] + row * width
+        start, width = self._places[key]
+        position = start + row * width
+        data = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        left: object = data.view(np.uint8) if data.ndim else data.tobytes()
+        size = array.nbytes
         try:
-            while view.nbytes:
-                done = os.pwrite(self._file, view, position)
-                view, position = view[done:], position + done
+            done = os.pwrite(self._file, left, position)  # type: ignore[arg-type]
+            while done < size:  # a signal or a nearly full disk cut the write short
+                view = memoryview(data.reshape(-1).view(np.uint8))[done:]
+                done += os.pwrite(self._file, view, position + done)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 

@@ -1,0 +1,166 @@
+"""Describe an adapter as plain data: what it is for, what it is made of, and how each of that is known."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from math import inf, isfinite, sqrt
+from typing import Any
+
+import numpy as np
+
+from . import metadata as words
+from .adapter import Adapter, Module
+from .adapters import Full, LowRank, Matrix, Opaque
+from .formats import all_formats
+from .projection import run_threads
+from .storage import cast
+
+# Metadata that a person asks for, in the order of interest.
+USEFUL = (
+    "modelspec.title", "modelspec.author", "modelspec.description", "modelspec.usage_hint", "modelspec.license",
+    "modelspec.architecture", "modelspec.merged_from", "modelspec.date", "ss_output_name", "ss_sd_model_name",
+    "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_num_train_images",
+    "ss_num_epochs", "ss_epoch", "ss_steps", "ss_resolution", "ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr",
+    "ss_optimizer", "ss_seed", "ss_training_comment", "software",
+)  # fmt: skip
+
+
+def describe(adapter: Adapter) -> dict[str, Any]:
+    """What an adapter is, as plain data ready for JSON.
+
+    Norms are Frobenius norms of the updates at strength 1, from r x r Gram matrices in float64; factors are read
+    module by module.
+
+    Args:
+        adapter: from `load`.
+
+    Returns:
+        file, bytes, format and base with evidence, components (modules, kinds, ranks, norm), effective scales and
+        how each is known, dtypes, zero modules, values that are not finite, trigger words, keys that belong to no
+        module, notes, and the metadata that says most. Text is as it stands in the file: make it printable
+        before a terminal sees it.
+
+    >>> describe(load("cat.safetensors"))["base"]["title"]  # doctest: +SKIP
+    'Stable Diffusion XL'
+    """
+    norms = {module.name: norm for module, norm in run_threads(module_norm, adapter.modules.values(), os.cpu_count() or 1)}
+    broken = [name for name, norm in norms.items() if norm is not None and not isfinite(norm)]
+    return {
+        "file": adapter.path,
+        "bytes": adapter.file.size if adapter.file else None,
+        "format": _format(adapter),
+        "base": {
+            "name": adapter.layout.name if adapter.layout else None, "title": adapter.base,
+            "evidence": adapter.recognition.evidence, "rivals": list(adapter.recognition.rivals),
+        },
+        "modules": len(adapter.modules),
+        "modules_in_file": len({module.origin.module for module in adapter.modules.values()}),
+        "components": {name: _component(adapter, name, norms) for name in adapter.components},
+        "kinds": dict(Counter(map(kind, adapter.modules.values()))),
+        "ranks": _ranks(adapter.modules.values()),
+        "scales": _scales(adapter),
+        "dtypes": dict(Counter(tensor.dtype for tensor in adapter.file.tensors.values())) if adapter.file else {},
+        "biases_and_norms": len(adapter.vectors),
+        "zero_modules": [name for name, norm in norms.items() if norm == 0],
+        "not_finite": [found for name in broken for found in _not_finite(adapter.modules[name])] + _not_finite_vectors(adapter),
+        "trigger_words": words.trigger_words(adapter.metadata),
+        "foreign_keys": list(adapter.others),
+        "notes": list(adapter.notes),
+        "metadata": {name: adapter.metadata[name] for name in USEFUL if adapter.metadata.get(name) not in (None, "", "None")},
+        "metadata_entries": len(adapter.metadata),
+    }  # fmt: skip
+
+
+def kind(module: Module) -> str:
+    """The module's kind in words, with its kernel: "LoRA", "LoRA (3x3 convolution)", "LoKr"."""
+    kernel = module.update.kernel
+    return f"{module.update.kind} ({'x'.join(map(str, kernel))} convolution)" if kernel else module.update.kind
+
+
+def module_norm(module: Module) -> float | None:
+    """``|scale| ||B A||_F``; None for a kind whose update is not known, NaN or infinite where its numbers are.
+
+    >>> from nplora.adapters import Factor, LowRank
+    >>> from nplora.storage import Tensor
+    >>> B, A = (Factor(Tensor.of(key, np.ones(shape))) for key, shape in (("B", (3, 2)), ("A", (2, 4))))
+    >>> module_norm(Module("unet.x", LowRank(B, A, 0.5, "alpha"), None)) ** 2  # twelve numbers, each 0.5 * 2
+    12.0
+    """
+    update = module.update
+    with np.errstate(all="ignore"):
+        if isinstance(update, LowRank):
+            B, A = _read(update.up), _read(update.down)
+            square = float(np.sum((B.T @ B) * (A @ A.T)))
+            return abs(update.scale) * (sqrt(max(square, 0.0)) if isfinite(square) else inf)
+        if isinstance(update, Full):
+            norm = float(np.linalg.norm(_read(update.diff)))
+            return norm if isfinite(norm) else inf
+    return None
+
+
+def _read(matrix: Matrix) -> Any:
+    return cast(np.ascontiguousarray(matrix.read()), np.dtype(np.float64))
+
+
+def _format(adapter: Adapter) -> dict[str, Any]:
+    used = Counter(module.origin.format for module in adapter.modules.values())
+    formats = all_formats()
+    others = {formats[name].title: count for name, count in used.items() if name != adapter.format.name}
+    return {
+        "name": adapter.format.name, "title": adapter.format.title, "evidence": adapter.evidence, "also": others,
+    }  # fmt: skip
+
+
+def _component(adapter: Adapter, name: str, norms: Mapping[str, float | None]) -> dict[str, Any]:
+    modules = [module for module in adapter.modules.values() if module.component == name]
+    squares = [(norms[module.name] or 0.0) ** 2 for module in modules]
+    return {
+        "modules": len(modules),
+        "kinds": dict(Counter(map(kind, modules))),
+        "ranks": _ranks(modules),
+        "norm": sqrt(sum(squares)) if all(map(isfinite, squares)) else None,
+        "zero_modules": sum(norms[module.name] == 0 for module in modules),
+    }
+
+
+def _ranks(modules: Any) -> dict[int, int]:
+    """Rank -> number of modules, for those that are made of factors."""
+    return dict(sorted(Counter(module.update.rank for module in modules if isinstance(module.update, LowRank)).items()))
+
+
+def _scales(adapter: Adapter) -> list[dict[str, Any]]:
+    """The effective scales of each component, the most frequent first, and how they are known."""
+    found = Counter(
+        (module.component, module.update.scale, module.update.scale_from)
+        for module in adapter.modules.values()
+        if not isinstance(module.update, Opaque)
+    )
+    return [
+        {"component": component, "scale": scale, "known_from": source, "modules": count}
+        for (component, scale, source), count in found.most_common()
+    ]
+
+
+def _not_finite(module: Module) -> list[dict[str, Any]]:
+    """Which tensors of a module hold NaN or infinity, and how many."""
+    update = module.update
+    if isinstance(update, Opaque):
+        return []
+    matrices = [update.diff] if isinstance(update, Full) else [update.up, update.down]
+    found = []
+    for matrix in matrices:
+        count = int((~np.isfinite(_read(matrix))).sum())
+        if count:
+            found.append({"module": module.name, "key": matrix.keys[0], "values": count})
+    return found
+
+
+def _not_finite_vectors(adapter: Adapter) -> list[dict[str, Any]]:
+    found = []
+    for vector in adapter.vectors.values():
+        count = int((~np.isfinite(vector.tensor.read().astype(np.float64))).sum())
+        if count:
+            found.append({"module": vector.name, "key": vector.tensor.key, "values": count})
+    return found
