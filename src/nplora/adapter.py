@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapters import Factor, Full, Group, LowRank, Opaque, Update, kind_of
-from .errors import InputError
-from .formats import Detection, Format, detect
-from .formats.keys import Key, split
-from .layouts import Layout, Part, Recognition, load as load_layout, recognise
-from .scales import Scales
+from .adapters import Update
+from .formats import Format
+from .layouts import Layout, Part, Recognition
 from .storage import Tensor, TensorFile
 
 VECTOR_ROLES = {"diff_b": "bias", "b_norm": "bias", "bias": "bias", "w_norm": "weight"}
@@ -122,7 +119,9 @@ class Adapter(Mapping[str, Module]):
         """The tensors of a module."""
         return self.modules[name].update.keys
 
-    def save(self, path: str | os.PathLike[str], *, format: str = "same", dtype: str = "same", overwrite: bool = False) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, format: str = "same", dtype: str = "same", overwrite: bool = False
+    ) -> None:
         """Write the adapter, in another format or number type if asked.
 
         Raises:
@@ -131,215 +130,3 @@ class Adapter(Mapping[str, Module]):
         from .fusion import convert
 
         convert(self, path, format=format, dtype=dtype, overwrite=overwrite)
-
-
-def load(path: str | os.PathLike[str]) -> Adapter:
-    """Open an adapter: a safetensors file of any known format, or a PEFT or MLX folder.
-
-    Only the header is read; factors are read when they are used.
-
-    Args:
-        path: file or folder.
-
-    Returns:
-        The adapter with canonical module names.
-
-    Raises:
-        InputError: not an adapter, several adapters in one file, or a damaged one.
-
-    >>> adapter = load("tests/fixtures/subject-kohya.safetensors")  # doctest: +SKIP
-    >>> adapter["unet.mid_block.attentions.0.proj_in"].delta().shape  # doctest: +SKIP
-    (1280, 1280)
-    """
-    file = TensorFile(path)
-    groups, others = _group(file)
-    if not groups:
-        raise _not_an_adapter(file)
-    detection = detect({module: next(iter(group.suffixes.values())) for module, group in groups.items()}, file.path)
-    sizes = {module: _size(group) for module, group in groups.items()}
-    recognition = recognise(
-        [(detection.places[module].slot, detection.places[module].body, *sizes[module]) for module in groups]
-    )
-    reader = _Reader(file, detection, recognition, Scales(file.config, file.header.metadata, file.path))
-    for module, group in groups.items():
-        reader.add(module, group)
-    return Adapter(
-        path=os.fspath(path), format=detection.format, layout=recognition.layout, recognition=recognition,
-        evidence=detection.evidence, modules=reader.modules, vectors=reader.vectors, others=others,
-        metadata=file.header.metadata, config=file.config, file=file, notes=reader.scales.notes(),
-    )  # fmt: skip
-
-
-def _group(file: TensorFile) -> tuple[dict[str, Group], dict[str, Tensor]]:
-    """Tensors by module and role, and the tensors that belong to no module."""
-    tensors: dict[str, dict[str, Tensor]] = {}
-    suffixes: dict[str, dict[str, str]] = {}
-    others: dict[str, Tensor] = {}
-    names: dict[str, str] = {}  # adapter name -> an example key
-    for key, tensor in file.tensors.items():
-        found = split(key)
-        if found is None:
-            others[key] = tensor
-            continue
-        if found.adapter is not None:
-            names.setdefault(found.adapter, key)
-        _put(tensors.setdefault(found.module, {}), found, tensor, file.path)
-        suffixes.setdefault(found.module, {})[found.role] = found.suffix
-    if len(names) > 1:
-        raise InputError(
-            "the file holds several adapters", file=file.path, expected="one adapter", got=", ".join(sorted(names)),
-            hint="Save each one to a file of its own.",
-        )  # fmt: skip
-    for module in [module for module, roles in tensors.items() if roles.keys() <= {"alpha", "scale"}]:
-        for tensor in tensors.pop(module).values():  # an alpha without factors says nothing
-            others[tensor.key] = tensor
-    return {module: Group(file.path, module, roles, suffixes[module]) for module, roles in tensors.items()}, others
-
-
-def _put(roles: dict[str, Tensor], found: Key, tensor: Tensor, path: str) -> None:
-    if found.role in roles:
-        raise InputError(
-            "one module holds the same role under two names", file=path, key=tensor.key, expected="one tensor",
-            got=f"also {roles[found.role].key}", hint="The file was badly converted: get the original.",
-        )  # fmt: skip
-    roles[found.role] = tensor
-
-
-def _size(group: Group) -> tuple[int | None, int | None]:
-    kind = kind_of(group)
-    size = kind.size(group) if kind else None
-    return size if size else (None, None)
-
-
-def _not_an_adapter(file: TensorFile) -> InputError:
-    keys = list(file.tensors)
-    kind = (file.config or {}).get("peft_type")
-    got = f"{len(keys)} tensors" + (f" such as {keys[0]}" if keys else "")
-    if kind and kind != "LORA":
-        return InputError(
-            f"adapters of the kind {kind} are not made of low-rank factors", file=file.given, got=got,
-            hint="nplora reads LoRA and its relatives.",
-        )  # fmt: skip
-    return InputError(
-        "this is not a LoRA", file=file.given, expected="pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...)",
-        got=got if keys else "no tensors at all", hint="Check that this is the adapter, not a model or an embedding.",
-    )  # fmt: skip
-
-
-class _Reader:
-    """Collects the canonical modules of one file."""
-
-    def __init__(self, file: TensorFile, detection: Detection, recognition: Recognition, scales: Scales) -> None:
-        self.file, self.detection, self.layout, self.scales = file, detection, recognition.layout, scales
-        self.modules: dict[str, Module] = {}
-        self.vectors: dict[tuple[str, str], Vector] = {}
-
-    def add(self, module: str, group: Group) -> None:
-        component, parts = self._resolve(module, group)
-        origin = Origin(module, parts, self.detection.formats[module], group.suffixes)
-        kind = kind_of(group)
-        vectors = {role: tensor for role, tensor in group.tensors.items() if role in VECTOR_ROLES}
-        if kind is not None:
-            weights = replace(group, tensors={r: t for r, t in group.tensors.items() if r not in vectors})
-            scale, scale_from = self.scales.of(weights, component, parts[0].name)
-            update = kind.read(weights, scale, scale_from)
-            if isinstance(update, Full) and len(group.tensors["diff"].shape) == 1:
-                vectors["w_norm"] = group.tensors["diff"]  # a norm's or bias-like weight: no input side to project
-            else:
-                for part, piece in _split_update(update, parts, group):
-                    self._keep(Module(f"{component}.{part.name}", piece, origin))
-        for role, tensor in vectors.items():
-            if len(parts) > 1:
-                raise group.error("a bias on a fused projection is not supported", role, hint="Please report this file.")
-            own_scale = self.scales.of(group, component, parts[0].name)[0] if role == "bias" and kind else 1.0
-            vector = Vector(f"{component}.{parts[0].name}", role, tensor, own_scale, origin)
-            self.vectors[vector.target] = vector
-
-    def _resolve(self, module: str, group: Group) -> tuple[str, tuple[Part, ...]]:
-        """The component and the canonical parts behind a module's name."""
-        place = self.detection.places[module]
-        if self.layout is not None:
-            slots = self.layout.slots
-            components = [slots[place.slot]] if place.slot in slots else list(self.layout.components)
-            for component in components:
-                parts = self.layout.find(component, place.body)
-                if parts is not None:
-                    return component, parts
-            if place.slot in slots:
-                return slots[place.slot], (Part(place.body),)
-        component = {"te1": "text_encoder", "te": "text_encoder", "te2": "text_encoder_2", "te3": "text_encoder_3"}.get(
-            place.slot or "", "unknown"
-        )
-        return component, (Part(place.body),)
-
-    def _keep(self, module: Module) -> None:
-        name = module.name
-        earlier = self.modules.get(name)
-        if earlier is not None and not _equal(earlier.update, module.update):
-            raise InputError(
-                "two modules of the file change the same weight differently", file=self.file.path, key=module.update.keys[0],
-                expected="one of them", got=f"also {earlier.update.keys[0]} for {name}",
-                hint="The file mixes two namings: keep one.",
-            )  # fmt: skip
-        if earlier is None:
-            self.modules[name] = module
-        else:
-            self.scales.note(f"{module.origin.module} repeats {earlier.origin.module} exactly and is read once")
-
-
-def _equal(one: Update, other: Update) -> bool:
-    if not (isinstance(one, LowRank) and isinstance(other, LowRank)) or one.size != other.size or one.scale != other.scale:
-        return False
-    return one.rank == other.rank and all(
-        np.array_equal(getattr(one, side).read(), getattr(other, side).read()) for side in ("up", "down")
-    )
-
-
-def _split_update(update: Update, parts: tuple[Part, ...], group: Group) -> Iterator[tuple[Part, Update]]:
-    """The update of each canonical part: rows of the up factor; the down factor is shared."""
-    if len(parts) == 1 and not parts[0].swap and parts[0].rows is None:
-        yield parts[0], update
-        return
-    if isinstance(update, Opaque):
-        raise group.error(
-            f"a {update.kind} module on a fused projection cannot be split exactly", None,
-            hint="It comes with a later version of nplora.",
-        )  # fmt: skip
-    if isinstance(update, Full):
-        factor = update.diff
-        assert isinstance(factor, Factor)
-        for part in parts:
-            taken = factor.take(rows=part.rows)
-            yield part, replace(update, diff=taken.swapped() if part.swap else taken)
-        return
-    up, down = update.up, update.down
-    assert isinstance(up, Factor)
-    blocks = _block_diagonal(up, parts)
-    for index, part in enumerate(parts):
-        if blocks:
-            width = update.rank // len(parts)
-            columns = (index * width, (index + 1) * width)
-            assert isinstance(down, Factor)
-            yield part, replace(update, up=up.take(part.rows, columns), down=down.take(rows=columns))
-        else:
-            taken = up.take(rows=part.rows)
-            yield part, replace(update, up=taken.swapped() if part.swap else taken)
-
-
-def _block_diagonal(up: Factor, parts: tuple[Part, ...]) -> bool:
-    """Whether each part uses its own share of the ranks only (a joined file): exact zeros elsewhere."""
-    count, rank = len(parts), up.shape[1]
-    if count < 2 or rank % count or up.transposed:
-        return False
-    matrix, width = up.read(), rank // count
-    for index, part in enumerate(parts):
-        assert part.rows is not None
-        rows = matrix[part.rows[0] : part.rows[1]]
-        # The first row alone settles nearly every file.
-        for block in (rows[:1], rows):
-            if np.any(block[:, : index * width]) or np.any(block[:, (index + 1) * width :]):
-                return False
-    return True
-
-
-__all__ = ["Adapter", "Module", "Origin", "Vector", "load", "load_layout"]

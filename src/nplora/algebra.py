@@ -20,6 +20,8 @@ Array = Any  # an array of the array API standard; its namespace is asked for at
 MAX_DOWN_CONDITION = 300.0
 # A full-rank certificate for B: sqrt(300 * 1e11) < 1e7, so every s_i > 1e-7 s_1 >> max(out, n) * 2^-52 s_1.
 MAX_UP_CONDITION = 1e11
+# Single directions come from G in float64, whose rounding they feel times about this: 1e7 * 2^-53 = 1e-9.
+MAX_SPECTRUM_CONDITION = 1e7
 SAMPLED_ROWS = 4  # rows of B that the certificate looks at, in multiples of the rank
 
 
@@ -43,8 +45,9 @@ class Grams:
 
     With the subject ``B_c A_c`` and the style ``B_s A_s``: ``K = A_c A_s^T`` (r_c, r_s), ``H_s = A_s A_s^T``,
     ``G_s = B_s^T B_s``, ``H_c = A_c A_c^T``, ``G_c = B_c^T B_c``. Scales are not included.
-    ``size`` is (out, n), which sets the tolerance of numerical rank. ``full_rank`` (...,) says where the style is
-    certified to have full numerical rank and a Gram matrix that may be inverted.
+    ``full_rank`` (...,) says where the style is certified to have full numerical rank and a Gram matrix that may be
+    inverted. ``s`` (..., r) holds the style's singular values, descending, where the rows of A_s are its right
+    singular vectors (`orthonormal_form`); else None.
     """
 
     K: Array
@@ -52,8 +55,13 @@ class Grams:
     G_s: Array
     H_c: Array
     G_c: Array
-    size: tuple[int, int]
     full_rank: Array
+    s: Array | None = None
+
+    def take(self, index: int) -> Grams:
+        """One module of the batch, as a batch of one."""
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        return Grams(**{name: array[(slice(index, index + 1), ...)] for name, array in arrays.items()})
 
 
 def double(array: Array) -> Array:
@@ -64,12 +72,13 @@ def double(array: Array) -> Array:
     return xp.astype(array, xp.float64)
 
 
-def grams(B_c: Array, A_c: Array, B_s: Array, A_s: Array) -> Grams:
+def grams(B_c: Array, A_c: Array, B_s: Array, A_s: Array, up_condition: float = MAX_UP_CONDITION) -> Grams:
     """Gram matrices of a subject and a style of one module.
 
     Args:
         B_c, A_c: subject factors (..., out, r_c) and (..., r_c, n), float32 or float64.
         B_s, A_s: style factors (..., out, r_s) and (..., r_s, n).
+        up_condition: how ill-conditioned B_s may be for the certificate of full rank.
 
     Returns:
         Float64 Gram matrices; products are accumulated in the inputs' dtype.
@@ -82,8 +91,7 @@ def grams(B_c: Array, A_c: Array, B_s: Array, A_s: Array) -> Grams:
         G_s=G_s,
         H_c=double(A_c @ transpose(A_c)),
         G_c=double(transpose(B_c) @ B_c),
-        size=(B_s.shape[-2], A_s.shape[-1]),
-        full_rank=well_conditioned(H_s, G_s, B_s),
+        full_rank=well_conditioned(H_s, G_s, B_s, up_condition),
     )
 
 
@@ -95,7 +103,7 @@ def inner(P: Array, Q: Array) -> Array:
     return namespace(P).sum(P * Q, axis=(-2, -1))
 
 
-def well_conditioned(H: Array, G: Array, B: Array) -> Array:
+def well_conditioned(H: Array, G: Array, B: Array, up_condition: float = MAX_UP_CONDITION) -> Array:
     """Which updates ``B A`` have full numerical row rank, certified cheaply; False where it is only not certain.
 
     With D scaling the rows of A to unit norm, ``s_min(BA) >= s_min(B D^-1) s_min(D A)``, and the smallest
@@ -105,7 +113,7 @@ def well_conditioned(H: Array, G: Array, B: Array) -> Array:
 
     Args:
         H: ``A A^T`` (..., r, r) float64. G: ``B^T B`` likewise, of which only the diagonal is used.
-        B: (..., out, r), float32 or float64.
+        B: (..., out, r), float32 or float64. up_condition: how ill-conditioned B may be.
 
     Returns:
         Booleans (...,).
@@ -120,7 +128,7 @@ def well_conditioned(H: Array, G: Array, B: Array) -> Array:
     # The sample's largest singular value may be smaller than B's: the trace of all of G stands in for it.
     scaled_G = transpose(sample) @ sample
     growth = xp.sum(xp.linalg.diagonal(G) * norms * norms, axis=-1) / _trace(scaled_G)
-    return live & (condition(scaled_H) < MAX_DOWN_CONDITION) & (condition(scaled_G) * growth < MAX_UP_CONDITION)
+    return live & (condition(scaled_H) < MAX_DOWN_CONDITION) & (condition(scaled_G) * growth < up_condition)
 
 
 def condition(S: Array) -> Array:
@@ -182,15 +190,15 @@ def numerical_rank(s: Array, size: tuple[int, int]) -> int:
     return int(xp.sum(xp.astype(s > tolerance, xp.int64)))
 
 
-def orthonormal_form(B: Array, A: Array) -> tuple[Array, Array]:
+def orthonormal_form(B: Array, A: Array) -> tuple[Array, Array, Array]:
     """The same update with orthonormal rows: ``B A = (U diag(s)) V^T``, dead directions dropped.
 
     Returns:
-        ``U diag(s)`` (out, k) and ``V^T`` (k, n) in float64, k the numerical rank of ``B A``.
+        ``U diag(s)`` (out, k), ``V^T`` (k, n) and s (k,) in float64, k the numerical rank of ``B A``.
     """
     U, s, V = thin_svd(B, A)
     k = numerical_rank(s, (B.shape[0], A.shape[1]))
-    return U[:, :k] * s[None, :k], transpose(V[:, :k])
+    return U[:, :k] * s[None, :k], transpose(V[:, :k]), s[:k]
 
 
 def product_norm(B: Array, A: Array) -> float:

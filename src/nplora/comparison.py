@@ -15,9 +15,10 @@ from .adapters import LowRank
 from .fusion import FusedModule, fuse
 from .overlap import advice, sentence, summarise
 from .parameters import MU
-from .projection import Overlap, run_threads
+from .projection import Overlap
 from .report import results
 from .storage import cast
+from .threads import run_threads
 
 ONE_RUN = 0.9  # down factors at this cosine started from the same numbers; unrelated ones lie near 0
 

@@ -47,6 +47,6 @@ def fuse_dense(
 
 def _left(style: Update, directions: str | int | float) -> NDArray[np.float64]:
     delta = style.delta()
-    u, s, _ = np.linalg.svd(delta, full_matrices=False)
+    u, _, _ = np.linalg.svd(delta, full_matrices=False)
     V = protected_directions(style, directions)
     return np.asarray(u[:, : V.shape[1]])

@@ -52,8 +52,8 @@ class FusedModule:
         deltas = [w * module.delta() for w, module in ((w_c, self.subject), (w_s, self.style)) if module is not None]
         if self.job is None:
             return np.asarray(sum(deltas))
-        projected: list[NDArray[np.generic]] = []
-        stream([_in_float64(self.job)], self.method, self.values, emit=lambda job, array: projected.append(array))
+        projected: list[NDArray[Any]] = []
+        stream([_in_float64(self.job)], self.method, self.values, emit=lambda _, array: projected.append(array))
         own = self.subject.update  # type: ignore[union-attr]
         assert isinstance(own, LowRank)
         up, down = (factor.read().astype(np.float64) for factor in (own.up, own.down))
@@ -117,7 +117,12 @@ class Fusion(Mapping[str, FusedModule]):
         return fusion_report(self)
 
     def save(
-        self, path: str | os.PathLike[str], *, format: str | None = None, dtype: str | None = None, overwrite: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        dtype: str | None = None,
+        overwrite: bool = False,
     ) -> dict[str, Any]:
         """Write the fused adapter, whole or not at all, and return the report.
 
@@ -131,7 +136,9 @@ class Fusion(Mapping[str, FusedModule]):
         """
         from .output import save_fusion
 
-        return save_fusion(self, path, format or self.parameters["format"], dtype or self.parameters["dtype"], overwrite)
+        return save_fusion(
+            self, path, format or self.parameters["format"], dtype or self.parameters["dtype"], overwrite
+        )
 
 
 def fuse(subject: Adapter, style: Adapter, *, progress: Progress | None = None, **parameters: Any) -> Fusion:
@@ -169,7 +176,9 @@ def fuse(subject: Adapter, style: Adapter, *, progress: Progress | None = None, 
         if kept is None:
             continue
         _require_fusable(kept, strengths, values, subject, style)
-        modules[pair.name] = FusedModule(pair.name, kept.subject, kept.style, strengths, _job(kept, strengths, side), method, chosen)
+        modules[pair.name] = FusedModule(
+            pair.name, kept.subject, kept.style, strengths, _job(kept, strengths, side), method, chosen
+        )
     if not modules:
         raise UsageError(
             "nothing is left to write", expected="a module with a strength other than 0",
@@ -180,19 +189,23 @@ def fuse(subject: Adapter, style: Adapter, *, progress: Progress | None = None, 
     notes += [f"{role}: {note}" for role, adapter in (("subject", subject), ("style", style)) for note in adapter.notes]
     if values["strict"] and left_out:
         key, why = next(iter(left_out.items()))
-        raise InputError(f"{len(left_out)} keys would be left out ({why})", key=key, hint="Go on without --strict to allow it.")
+        raise InputError(
+            f"{len(left_out)} keys would be left out ({why})", key=key, hint="Go on without --strict to allow it."
+        )
     return Fusion(subject, style, values, modules, left_out, tuple(notes), progress)
 
 
 def _component_filter(subject: Adapter, style: Adapter, asked: object) -> frozenset[str] | None:
     if asked is None:
         return None
-    names = frozenset(asked)  # type: ignore[call-overload]
+    names: frozenset[str] = frozenset(asked)  # type: ignore[call-overload]
     known = {*subject.components, *style.components}
     unknown = names - known
     if unknown:
         raise UsageError(
-            f"no component is called {', '.join(sorted(unknown))}", expected=" or ".join(sorted(known)), hint="Check --components."
+            f"no component is called {', '.join(sorted(unknown))}",
+            expected=" or ".join(sorted(known)),
+            hint="Check --components.",
         )
     return names
 
@@ -266,12 +279,19 @@ def alone(adapter: Adapter) -> Fusion:
     """One adapter at strength 1 as a fusion: what it takes to write it in another format."""
     values, method = check_all(FUSE, {}), all_methods()["np"]
     chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
-    modules = {name: FusedModule(name, module, None, (1.0, 1.0), None, method, chosen) for name, module in adapter.items()}
+    modules = {
+        name: FusedModule(name, module, None, (1.0, 1.0), None, method, chosen) for name, module in adapter.items()
+    }
     return Fusion(adapter, None, values, modules, {}, adapter.notes)
 
 
 def convert(
-    adapter: Adapter, path: str | os.PathLike[str], *, format: str = "same", dtype: str = "same", overwrite: bool = False
+    adapter: Adapter,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "same",
+    dtype: str = "same",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write an adapter in another format; its product B A is the same in every module.
 

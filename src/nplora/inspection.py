@@ -14,8 +14,8 @@ from . import metadata as words
 from .adapter import Adapter, Module
 from .adapters import Full, LowRank, Matrix, Opaque
 from .formats import all_formats
-from .projection import run_threads
 from .storage import cast
+from .threads import run_threads
 
 # Metadata that a person asks for, in the order of interest.
 USEFUL = (
@@ -45,7 +45,9 @@ def describe(adapter: Adapter) -> dict[str, Any]:
     >>> describe(load("cat.safetensors"))["base"]["title"]  # doctest: +SKIP
     'Stable Diffusion XL'
     """
-    norms = {module.name: norm for module, norm in run_threads(module_norm, adapter.modules.values(), os.cpu_count() or 1)}
+    norms = {
+        module.name: norm for module, norm in run_threads(module_norm, adapter.modules.values(), os.cpu_count() or 1)
+    }
     broken = [name for name, norm in norms.items() if norm is not None and not isfinite(norm)]
     return {
         "file": adapter.path,
@@ -164,3 +166,26 @@ def _not_finite_vectors(adapter: Adapter) -> list[dict[str, Any]]:
         if count:
             found.append({"module": vector.name, "key": vector.tensor.key, "values": count})
     return found
+
+
+def sentence(description: Mapping[str, Any]) -> str:
+    """A description in one sentence.
+
+    Args:
+        description: from `describe`.
+    """
+    ranks, scales = description["ranks"], {scale["scale"] for scale in description["scales"]}
+    kinds = list(dict.fromkeys(name.partition(" (")[0] for name in description["kinds"]))
+    text = f"{' and '.join(kinds) or 'An adapter'} for {description['base']['title']}, {description['modules']} modules"
+    if len(ranks) == 1:
+        text += f" of rank {next(iter(ranks))}"
+    elif ranks:
+        text += f" of ranks {min(ranks)} to {max(ranks)}"
+    if len(scales) == 1:
+        text += f" at scale {next(iter(scales)):.4g}"
+    zero = len(description["zero_modules"])
+    if zero:
+        text += ", all of them zero: it changes nothing" if zero == description["modules"] else f", {zero} of them zero"
+    if description["not_finite"]:
+        text += "; it holds values that are NaN or infinite"
+    return text + "."

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .adapter import Vector
-from .adapters import Full, Opaque
+from .adapters import Full, LowRank, Matrix, Opaque, Update
 from .dense import fuse_dense
+from .naming import Naming
 from .plan import Plan, join
 from .storage import Tensor, cast, numpy_dtype, wider
 
 if TYPE_CHECKING:
     from .adapter import Module, Origin
-    from .formats import Format
     from .fusion import FusedModule, Fusion
-    from .layouts import Layout
-
-
-class _Naming(Protocol):
-    format: Format
-    layout: Layout | None
-    keep: bool
-    dtype: str | None
 
 
 @dataclass
@@ -39,7 +31,7 @@ class Loose:
     used: set[str] = field(default_factory=set)
 
 
-def loose_tensors(fusion: Fusion, naming: _Naming, plan: Plan) -> Loose:
+def loose_tensors(fusion: Fusion, naming: Naming, plan: Plan) -> Loose:
     """Everything of a fusion that is not a pair of factors."""
     loose = Loose()
     for module in fusion.modules.values():
@@ -53,7 +45,7 @@ def loose_tensors(fusion: Fusion, naming: _Naming, plan: Plan) -> Loose:
     return loose
 
 
-def _name(name: str, origin: Origin, naming: _Naming) -> str | None:
+def _name(name: str, origin: Origin, naming: Naming) -> str | None:
     if naming.keep and origin.format == naming.format.name:
         return origin.module
     component, _, path = name.partition(".")
@@ -63,7 +55,7 @@ def _name(name: str, origin: Origin, naming: _Naming) -> str | None:
     return spelling.module
 
 
-def _carry(module: Module, naming: _Naming, loose: Loose) -> None:
+def _carry(module: Module, naming: Naming, loose: Loose) -> None:
     assert isinstance(module.update, Opaque)
     name = _name(module.name, module.origin, naming)
     for suffix, tensor in module.update.parts.items():
@@ -74,7 +66,7 @@ def _carry(module: Module, naming: _Naming, loose: Loose) -> None:
             loose.used.add(tensor.key)
 
 
-def _full(module: FusedModule, values: Mapping[str, object], naming: _Naming, loose: Loose) -> None:
+def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loose: Loose) -> None:
     first = module.modules[0]
     name = _name(module.name, first.origin, naming)
     keys = [key for member in module.modules for key in member.update.keys]
@@ -95,13 +87,21 @@ def _full(module: FusedModule, values: Mapping[str, object], naming: _Naming, lo
     loose.used.update(keys)
 
 
-def _matrices(update: object) -> list[object]:
-    return [matrix for matrix in (getattr(update, side, None) for side in ("up", "down", "diff")) if matrix is not None]
+def _matrices(update: Update) -> list[Matrix]:
+    if isinstance(update, LowRank):
+        return [update.up, update.down]
+    return [update.diff] if isinstance(update, Full) else []
 
 
-def _vectors(fusion: Fusion, naming: _Naming, plan: Plan, loose: Loose) -> None:
+def _vectors(fusion: Fusion, naming: Naming, plan: Plan, loose: Loose) -> None:
     """Biases and norms: added by strength, never projected."""
-    strengths = dict(zip(("subject", "style"), (fusion.parameters["subject_strength"], fusion.parameters["style_strength"]), strict=True))
+    strengths = dict(
+        zip(
+            ("subject", "style"),
+            (fusion.parameters["subject_strength"], fusion.parameters["style_strength"]),
+            strict=True,
+        )
+    )
     targets: dict[tuple[str, str], list[tuple[float, Vector]]] = {}
     for role, adapter in fusion.inputs.items():
         for target, vector in adapter.vectors.items():
@@ -114,7 +114,7 @@ def _vectors(fusion: Fusion, naming: _Naming, plan: Plan, loose: Loose) -> None:
 
 
 def _vector(
-    module: str, what: str, vectors: list[tuple[float, Vector]], naming: _Naming, plan: Plan, loose: Loose
+    module: str, what: str, vectors: list[tuple[float, Vector]], naming: Naming, plan: Plan, loose: Loose
 ) -> None:
     first = vectors[0][1]
     name = _name(module, first.origin, naming)
@@ -127,10 +127,12 @@ def _vector(
     if len(vectors) == 1 and weights[0] == 1.0 and naming.dtype in (None, first.tensor.dtype):
         total = first.tensor.read()
     else:
-        total = sum(weight * vector.tensor.read().astype(np.float64) for weight, (_, vector) in zip(weights, vectors, strict=True))
         dtype = naming.dtype or wider(vector.tensor.dtype for _, vector in vectors)
-        total = cast(np.asarray(total), numpy_dtype(dtype))
-    suffix = first.origin.suffixes.get(first.role) if naming.keep and first.origin.format == naming.format.name else None
+        scaled = [w * vector.tensor.read().astype(np.float64) for w, (_, vector) in zip(weights, vectors, strict=True)]
+        total = cast(np.sum(scaled, axis=0), numpy_dtype(dtype))
+    suffix = (
+        first.origin.suffixes.get(first.role) if naming.keep and first.origin.format == naming.format.name else None
+    )
     loose.tensors.append(Tensor.of(join(name, suffix or _VECTOR_SUFFIX[role]), total))
     loose.used.update(vector.tensor.key for _, vector in vectors)
     if len(vectors) > 1:
@@ -140,9 +142,7 @@ def _vector(
 _VECTOR_SUFFIX = {"diff_b": ".diff_b", "bias": ".lora_B.bias", "w_norm": ".w_norm", "b_norm": ".b_norm"}
 
 
-def _vector_role(
-    module: str, what: str, vector: Vector, naming: _Naming, plan: Plan
-) -> tuple[str | None, float]:
+def _vector_role(module: str, what: str, vector: Vector, naming: Naming, plan: Plan) -> tuple[str | None, float]:
     """The role that the output's format has for this vector, and what a reader will multiply it by."""
     if naming.format.name in ("diffusers", "peft"):
         if what != "bias" or module not in plan.scales:
@@ -153,7 +153,7 @@ def _vector_role(
     return ("diff_b" if vector.role == "bias" else vector.role), 1.0
 
 
-def _others(fusion: Fusion, naming: _Naming, plan: Plan, loose: Loose) -> None:
+def _others(fusion: Fusion, naming: Naming, plan: Plan, loose: Loose) -> None:
     """Foreign keys (embeddings, heads): copied where the format's readers stand them, else named as left out."""
     taken = {spec[0] for spec in plan.specs} | {tensor.key for tensor in loose.tensors}
     kept: dict[str, Tensor] = {}

@@ -59,7 +59,9 @@ def merged(inputs: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, str], lis
         values = {role: metadata[name] for role, metadata in inputs.items() if name in metadata}
         if name in STALE:
             dropped += [f"{role}: {name}" for role in values]
-        elif len(set(values.values())) == 1 and (len(values) == len(inputs) or not name.startswith(("ss_", "modelspec."))):
+        elif len(set(values.values())) == 1 and (
+            len(values) == len(inputs) or not name.startswith(("ss_", "modelspec."))
+        ):
             table[name] = next(iter(values.values()))
         elif name not in ("ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.tags", "format"):
             table.update({f"nplora.{role}.{name}": value for role, value in values.items()})
@@ -72,7 +74,9 @@ def merged(inputs: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, str], lis
     return table, dropped
 
 
-def modelspec(layout: Layout | None, title: str, inputs: Iterable[Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
+def modelspec(
+    layout: Layout | None, title: str, inputs: Iterable[Mapping[str, str]], names: Iterable[str]
+) -> dict[str, str]:
     """Entries of the modelspec standard (1.0.1) for a LoRA: all it demands, and what can be known of the rest."""
     inputs = list(inputs)
     words = list(dict.fromkeys(word for metadata in inputs for word in trigger_words(metadata)))
@@ -83,7 +87,9 @@ def modelspec(layout: Layout | None, title: str, inputs: Iterable[Mapping[str, s
         "modelspec.architecture": f"{(layout and layout.modelspec) or 'unknown'}/lora",
         "modelspec.implementation": "diffusers" if layout is None or not layout.modelspec else _implementation(layout),
         "modelspec.title": title,
-        "modelspec.resolution": next((m["modelspec.resolution"] for m in inputs if "modelspec.resolution" in m), "unknown"),
+        "modelspec.resolution": next(
+            (m["modelspec.resolution"] for m in inputs if "modelspec.resolution" in m), "unknown"
+        ),
         "modelspec.merged_from": ", ".join(names),
     }
     if words:
@@ -105,7 +111,10 @@ def _implementation(layout: Layout) -> str:
 
 
 def recipe_text(
-    inputs: Mapping[str, Mapping[str, str | None]], method: str, values: Mapping[str, object], results: Mapping[str, object]
+    inputs: Mapping[str, Mapping[str, str | None]],
+    method: str,
+    values: Mapping[str, object],
+    results: Mapping[str, object],
 ) -> str:
     """The recipe as JSON: inputs with hashes, method, every parameter, version, and what came out."""
     return json.dumps(

@@ -31,7 +31,7 @@ class Summary:
 
     @property
     def regime(self) -> str:
-        """"shared", "unrelated", "mixed", or "none" where nothing meets."""
+        """One of "shared", "unrelated", "mixed", or "none" where nothing meets."""
         if not self.modules or self.subject <= 0 or self.style <= 0:
             return "none"
         if self.rho >= SHARED:

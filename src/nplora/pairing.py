@@ -41,12 +41,14 @@ def pair_modules(
     """
     theirs = {match_key(name): module for name, module in style.modules.items()}
     pairs = []
-    for name, module in subject.modules.items():
-        other = theirs.pop(match_key(name), None)
+    for module in subject.modules.values():
+        other = theirs.pop(match_key(module.name), None)
+        names = [module.name]
         if other is not None:
             _require_same_size(module, other, subject, style)
-            # The dotted name of the two is the better known one.
-            name = max(name, other.name, key=lambda text: (not text.startswith("unknown."), text.count(".")))
+            names.append(other.name)
+        # The dotted name of the two is the better known one.
+        name = max(names, key=lambda text: (not text.startswith("unknown."), text.count(".")))
         pairs.append(Pair(name, module, other))
     pairs += [Pair(module.name, None, module) for module in theirs.values()]
     if components is None:

@@ -58,7 +58,9 @@ class Parameter:
         (inf, 1.0)
         """
         try:
-            checked = _number(self, value) if self.kind == "number" else _KINDS.get(self.kind, (_choice, ""))[0](self, value)
+            checked = (
+                _number(self, value) if self.kind == "number" else _KINDS.get(self.kind, (_choice, ""))[0](self, value)
+            )
         except (TypeError, ValueError, OverflowError):
             raise UsageError(
                 f"{self.name} is out of range", expected=self.range, got=repr(value), hint=self.sentence
@@ -165,7 +167,11 @@ DTYPE = Parameter(
     choices=("same", "fp32", "fp16", "bf16"),
 )  # fmt: skip
 DEVICE = Parameter(
-    "device", "choice", "cpu", "Where to compute; anything but cpu needs the torch extra.", choices=("cpu", "cuda", "mps")
+    "device",
+    "choice",
+    "cpu",
+    "Where to compute; anything but cpu needs the torch extra.",
+    choices=("cpu", "cuda", "mps"),
 )
 STRICT = Parameter("strict", "flag", False, "Make every key that would be left out an error.")
 ALLOW_NONFINITE = Parameter("allow_nonfinite", "flag", False, "Go on although an input holds NaN or infinity.")

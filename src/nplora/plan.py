@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from .adapters import Factor, LowRank, Matrix
@@ -120,19 +120,18 @@ class _FileModule:
     members: Mapping[str, OutputModule]  # path -> module
     blocks: tuple[_Block, ...]
     out: int
+    padding: int = 0  # ranks of zeros, where a format takes one rank for all modules
 
     @property
     def rank(self) -> int:
-        return sum(block.strand.down.shape[0] for block in self.blocks)
+        return sum(block.strand.down.shape[0] for block in self.blocks) + self.padding
 
     @property
     def component(self) -> str:
         return next(iter(self.members.values())).component
 
 
-def plan_modules(
-    modules: Iterable[OutputModule], format: Format, layout: Layout | None, dtype: str | None
-) -> Plan:
+def plan_modules(modules: Iterable[OutputModule], format: Format, layout: Layout | None, dtype: str | None) -> Plan:
     """Lay out the low-rank modules of an output file.
 
     Args:
@@ -145,6 +144,9 @@ def plan_modules(
     """
     plan = Plan()
     grouped = _group(modules, format, layout, plan)
+    if format.one_rank:
+        largest = max((module.rank for module in grouped), default=0)
+        grouped = [replace(module, padding=largest - module.rank) for module in grouped]
     scales = _scales(grouped, format, layout)
     for module in grouped:
         scale = scales[module.spelling.module]
@@ -156,9 +158,7 @@ def plan_modules(
     return plan
 
 
-def _group(
-    modules: Iterable[OutputModule], format: Format, layout: Layout | None, plan: Plan
-) -> list[_FileModule]:
+def _group(modules: Iterable[OutputModule], format: Format, layout: Layout | None, plan: Plan) -> list[_FileModule]:
     """Modules of the file with the canonical modules that each holds."""
     spellings: dict[str, Spelling] = {}
     members: dict[str, dict[str, OutputModule]] = {}
@@ -170,7 +170,9 @@ def _group(
         spellings[spelling.module] = spelling
         held = members.setdefault(spelling.module, {})
         if module.path in held:
-            raise UsageError("two modules would get one name in the output", key=spelling.module, hint="Choose another --format.")
+            raise UsageError(
+                "two modules would get one name in the output", key=spelling.module, hint="Choose another --format."
+            )
         held[module.path] = module
     return [_file_module(spellings[name], held) for name, held in members.items()]
 

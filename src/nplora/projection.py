@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, ContextManager, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .adapters import Matrix
-from .algebra import Grams, grams, inner, namespace, orthonormal_form
-from .errors import InputError, UsageError
+from .algebra import MAX_SPECTRUM_CONDITION, Grams, double, grams, inner, namespace, orthonormal_form
+from .devices import to_device, to_host
+from .errors import InputError
 from .methods import Method, Result
 from .storage import cast_into, compute_dtype
+from .threads import run_threads
 
 BATCH_ELEMENTS = 1 << 18  # numbers per factor in a batch: 1 MB in float32, so that a batch stays in the cache
 
@@ -40,6 +40,9 @@ class Job:
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         return tuple(matrix.shape for matrix in (*self.subject, *self.style))
+
+
+Emit = Callable[[Job, NDArray[Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def stream(
     *,
     device: str = "cpu",
     allow_nonfinite: bool = False,
-    emit: Callable[[Job, NDArray[np.generic] | None], None] | None = None,
+    emit: Emit | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Overlap]:
     """Run projections and hand each result on as soon as it is there.
@@ -110,48 +113,6 @@ def stream(
     return {job.key: overlaps[job.key] for job in jobs}
 
 
-Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
-
-
-def run_threads(
-    function: Callable[[Item], Outcome], items: Iterable[Item], workers: int
-) -> Iterator[tuple[Item, Outcome]]:
-    """Map over items on a few threads, in completion order; the first error stops the rest."""
-    if workers <= 1:
-        for item in items:
-            yield item, function(item)
-        return
-    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-        queue = iter(items)
-        running: dict[Future[Outcome], Item] = {}
-        try:
-            while True:
-                for item in queue:
-                    running[pool.submit(function, item)] = item
-                    if len(running) > workers:
-                        break
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
-        finally:
-            for future in running:
-                future.cancel()
-
-
-def one_blas_thread() -> ContextManager[object]:
-    """One BLAS thread per worker: small products lose more to hand-overs than they gain."""
-    if os.environ.get("OPENBLAS_NUM_THREADS") == "1":
-        return nullcontext()
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return nullcontext()
-    limits: ContextManager[object] = threadpool_limits(1, user_api="blas")
-    return limits
-
-
 def batches_of(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     """Jobs of equal shapes and types together, a bounded number of elements at a time."""
     groups: dict[tuple[object, ...], list[Job]] = {}
@@ -178,7 +139,7 @@ def _run_batch(
     values: Mapping[str, object],
     device: str,
     allow_nonfinite: bool,
-    emit: Callable[[Job, NDArray[np.generic] | None], None] | None,
+    emit: Emit | None,
 ) -> list[Overlap]:
     dtype = compute_dtype(batch[0].dtypes)
     projected, energies = _project_batch(batch, dtype, method, values, device)
@@ -202,7 +163,7 @@ def _project_batch(
     if batch[0].side == "output":  # the same on transposed updates: dW^T = A^T B^T
         B_c, A_c, B_s, A_s = (np.ascontiguousarray(np.swapaxes(x, -1, -2)) for x in (A_c, B_c, A_s, B_s))
     with to_device(device) as place, np.errstate(all="ignore"):
-        projected, found = project(*(place(x) for x in (B_c, A_c, B_s, A_s)), method, values)
+        projected, found = project(place(B_c), place(A_c), place(B_s), place(A_s), method, values)
         return to_host(projected), _energies(found, batch)
 
 
@@ -221,23 +182,27 @@ def project(
         which the Gram route cannot keep that are recomputed in float64 by QR and SVD.
     """
     xp = namespace(A_c)
-    seen = grams(B_c, A_c, B_s, A_s)
+    dtype = A_c.dtype
+    if values.get("directions", "all") == "all":
+        seen = grams(B_c, A_c, B_s, A_s)
+    else:  # single directions need the spectrum, which Gram matrices square
+        B_c, A_c, B_s, A_s = (double(x) for x in (B_c, A_c, B_s, A_s))
+        seen = grams(B_c, A_c, B_s, A_s, MAX_SPECTRUM_CONDITION)
     good = seen.full_rank
     if bool(xp.all(good)):
         result = method(seen, **values)
-        return A_c - xp.astype(result.C, A_c.dtype) @ A_s, (seen, result)
+        return xp.astype(A_c - xp.astype(result.C, A_c.dtype) @ A_s, dtype), (seen, result)
     pieces = []
     for index in range(A_c.shape[0]):
-        one = slice(index, index + 1)
-        part = Grams(seen.K[one], seen.H_s[one], seen.G_s[one], seen.H_c[one], seen.G_c[one], seen.size, good[one])
+        one = (slice(index, index + 1), ...)
         if bool(good[index]):
-            result = method(part, **values)
+            result = method(seen.take(index), **values)
             pieces.append((A_c[one] - xp.astype(result.C, A_c.dtype) @ A_s[one], result))
         else:
             pieces.append(_project_by_svd(B_c[one], A_c[one], B_s[one], A_s[one], method, values))
     inside = xp.concat([result.inside for _, result in pieces])
     protected = xp.concat([result.protected for _, result in pieces])
-    return xp.concat([array for array, _ in pieces]), (seen, Result(seen.K, inside, protected))
+    return xp.astype(xp.concat([array for array, _ in pieces]), dtype), (seen, Result(seen.K, inside, protected))
 
 
 def _project_by_svd(
@@ -246,14 +211,14 @@ def _project_by_svd(
     """The same for one ill-conditioned or rank-deficient style: its orthonormal form, in float64."""
     xp = namespace(A_c)
     wide = xp.float64
-    B_o, A_o = orthonormal_form(B_s[0, ...], A_s[0, ...]) if _is_finite(B_s, A_s) else (B_s[0, :, :0], A_s[0, :0, :])
+    B_o, A_o, s = orthonormal_form(B_s[0, ...], A_s[0, ...]) if _is_finite(B_s, A_s) else (None, A_s[0, :0, :], None)
     if A_o.shape[0] == 0:  # a style without a single direction protects nothing
         nothing = xp.zeros((1,), dtype=wide, device=A_c.device)
         return A_c, Result(nothing, nothing, nothing)
-    subject = xp.astype(A_c, wide)
-    seen = grams(xp.astype(B_c, wide), subject, xp.astype(B_o, wide)[None, ...], xp.astype(A_o, wide)[None, ...])
+    subject, B_o, A_o = xp.astype(A_c, wide), B_o[None, ...], A_o[None, ...]
+    seen = replace(grams(xp.astype(B_c, wide), subject, B_o, A_o), s=s[None, :])
     result = method(seen, **values)
-    return xp.astype(subject - result.C @ xp.astype(A_o, wide)[None, ...], A_c.dtype), result
+    return xp.astype(subject - result.C @ A_o, A_c.dtype), result
 
 
 def _is_finite(*arrays: Any) -> bool:
@@ -305,43 +270,3 @@ def file_of(matrix: Matrix) -> str | None:
     """The file that a matrix is stored in, if any."""
     tensor = getattr(matrix, "tensor", None) or getattr(matrix, "mid", None)
     return getattr(getattr(tensor, "source", None), "path", None)
-
-
-@contextmanager
-def to_device(device: str) -> Iterator[Callable[[NDArray[np.generic]], Any]]:
-    """A function that takes NumPy arrays to the device (the identity for "cpu").
-
-    Raises:
-        UsageError: torch is missing or the device is not there.
-    """
-    if device == "cpu":
-        yield lambda array: array
-        return
-    torch = _torch(device)
-    with torch.no_grad():
-        yield lambda array: torch.from_numpy(_for_torch(array, device)).to(device)
-
-
-def _for_torch(array: NDArray[np.generic], device: str) -> NDArray[np.generic]:
-    return array.astype(np.float32) if device == "mps" else np.ascontiguousarray(array)
-
-
-def _torch(device: str) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise UsageError(
-            f"device {device} needs torch", hint='Install it with `pip install "nplora[torch]"`, or use --device cpu.'
-        ) from None
-    backend = torch.cuda if device == "cuda" else torch.backends.mps
-    if not backend.is_available():
-        raise UsageError(f"device {device} is not available on this machine", hint="Use --device cpu.")
-    return torch
-
-
-def to_host(array: Any) -> NDArray[np.generic]:
-    """The array as NumPy."""
-    return array if isinstance(array, np.ndarray) else np.asarray(array.cpu())
-
-
-__all__ = ["Job", "Overlap", "batches_of", "check_finite", "project", "run_threads", "stream"]

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .adapter import Adapter, load
+from .adapter import Adapter
 from .errors import InputError, UsageError
+from .loading import load
 from .metadata import RECIPE
 from .parameters import FUSE, check_all
 
@@ -62,7 +63,9 @@ def read_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
         recipe = Recipe(inputs, str(raw["method"]), check_all(NUMERIC, values))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UsageError) as error:
         why = {"got": str(error.got), "expected": error.expected} if isinstance(error, UsageError) else {}
-        raise InputError("the recipe in the header cannot be read", file=file, key=RECIPE, **why, hint=_NAME_THEM) from None
+        raise InputError(
+            "the recipe in the header cannot be read", file=file, key=RECIPE, **why, hint=_NAME_THEM
+        ) from None
     if "subject" not in recipe.inputs or (recipe.method == "convert") == ("style" in recipe.inputs):
         raise InputError("the recipe in the header does not name its inputs", file=file, key=RECIPE, hint=_NAME_THEM)
     return recipe

@@ -63,6 +63,8 @@ class Check:
     @property
     def severity(self) -> float:
         """The error in units of the bound."""
+        if self.error == 0:
+            return 0.0
         return self.error / self.bound if isfinite(self.error) and self.bound > 0 else float("inf")
 
 
@@ -125,10 +127,14 @@ def _expected(module: FusedModule, side: str) -> list[list[Strand]]:
         arithmetic = _projection_error(style, module.job, g) + _directions_error(s, count, (style.B, style.A), side, g)
         if side == "input":
             V_k = V[:, :count]
-            changed = Strand(subject.B, subject.A - g * (subject.A @ V_k) @ V_k.T, subject.factor, subject.size, arithmetic)
+            changed = Strand(
+                subject.B, subject.A - g * (subject.A @ V_k) @ V_k.T, subject.factor, subject.size, arithmetic
+            )
         else:
             U_k = U[:, :count]
-            changed = Strand(subject.B - g * U_k @ (U_k.T @ subject.B), subject.A, subject.factor, subject.size, arithmetic)
+            changed = Strand(
+                subject.B - g * U_k @ (U_k.T @ subject.B), subject.A, subject.factor, subject.size, arithmetic
+            )
         answers.append([changed, style])
     return answers
 
@@ -244,12 +250,18 @@ def _check_dense(module: FusedModule, found: Update, side: str) -> Check:
     g = attenuation(float(module.values["mu"]))  # type: ignore[arg-type]
     if len(parts) == 2 and g:
         style = module.style.update  # type: ignore[union-attr]
-        pair = (read(style.up), read(style.down)) if isinstance(style, LowRank) else (np.eye(parts[1].shape[0]), style.delta())
+        pair = (
+            (read(style.up), read(style.down))
+            if isinstance(style, LowRank)
+            else (np.eye(parts[1].shape[0]), style.delta())
+        )
         U, s, V = thin_svd(*pair)
         count = _counts(s, module.values["directions"], style.size or (0, 0))[0]
         arithmetic += _directions_error(s, count, pair, side, g)
-        parts[0] = parts[0] - g * (parts[0] @ V[:, :count]) @ V[:, :count].T if side == "input" else (
-            parts[0] - g * U[:, :count] @ (U[:, :count].T @ parts[0])
+        parts[0] = (
+            parts[0] - g * (parts[0] @ V[:, :count]) @ V[:, :count].T
+            if side == "input"
+            else (parts[0] - g * U[:, :count] @ (U[:, :count].T @ parts[0]))
         )
     expected = sum(parts[1:], parts[0])
     error = float(np.linalg.norm(found.delta() - expected))

@@ -112,7 +112,9 @@ def _peft_scale(config: Mapping[str, object], path: str, rank: int) -> float:
     try:
         number = float(alpha)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise InputError("lora_alpha is not a number", key=path, got=repr(alpha), hint="Mend adapter_config.json.") from None
+        raise InputError(
+            "lora_alpha is not a number", key=path, got=repr(alpha), hint="Mend adapter_config.json."
+        ) from None
     return number / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

@@ -58,7 +58,12 @@ def share_jobs(modules: MutableMapping[str, FusedModule]) -> None:
             ups = tuple(Rows(tuple(getattr(job, side)[0] for job in jobs)) for side in ("subject", "style"))
             name = group[0].style.origin.module  # type: ignore[union-attr]
             shared = Job(
-                f"input:{name}", name, (ups[0], jobs[0].subject[1]), (ups[1], jobs[0].style[1]), jobs[0].factors, "input"
+                f"input:{name}",
+                name,
+                (ups[0], jobs[0].subject[1]),
+                (ups[1], jobs[0].style[1]),
+                jobs[0].factors,
+                "input",
             )
             for module in group:
                 modules[module.name] = replace(module, job=shared)
@@ -73,8 +78,11 @@ def _one_down(jobs: list[Job]) -> bool:
 
 
 def _same(one: Matrix, other: Matrix) -> bool:
-    return isinstance(one, Factor) and isinstance(other, Factor) and one.tensor is other.tensor and (
-        one.rows == other.rows and one.columns == other.columns
+    return (
+        isinstance(one, Factor)
+        and isinstance(other, Factor)
+        and one.tensor is other.tensor
+        and (one.rows == other.rows and one.columns == other.columns)
     )
 
 

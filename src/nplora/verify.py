@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from .adapter import Adapter, Vector, load
+from .adapter import Adapter, Vector
 from .adapters import LowRank
 from .errors import InputError, UsageError
 from .fusion import FusedModule, Fusion, alone, fuse
+from .loading import load
 from .pairing import match_key
-from .projection import run_threads
 from .recipe import NUMERIC, Recipe, find_input, read_recipe, require_source
 from .recompute import ARITHMETIC, Check, check_module
 from .storage import cast, numpy_dtype
+from .threads import run_threads
 
 WORKERS = 4  # each holds one module in float64: about 100 MB for the largest of FLUX.1 at rank 128
 
@@ -65,14 +66,20 @@ class Verification:
         name, over = os.path.basename(self.output.rstrip("/")), [check for check in self.checks if not check.passed]
         if self.passed:
             return (
-                f"{name} is what its recipe says: {_count(len(self.checks), 'tensor pair')} recomputed, worst relative error "
+                f"{name} is what its recipe says: {_count(len(self.checks), 'module')} recomputed, worst relative error "
                 f"{self.error:.1e}, bound {self.bound:.1e}."
             )
         faults = []
         if over:
             worst = self.worst
-            error = "values that are not comparable" if np.isinf(worst.error) else f"{worst.error:.1e}, bound {worst.bound:.1e}"
-            faults.append(f"{len(over)} of {_count(len(self.checks), 'module')} over the bound (worst {worst.name}: {error})")
+            error = (
+                "values that are not comparable"
+                if np.isinf(worst.error)
+                else f"{worst.error:.1e}, bound {worst.bound:.1e}"
+            )
+            faults.append(
+                f"{len(over)} of {_count(len(self.checks), 'module')} over the bound (worst {worst.name}: {error})"
+            )
         for word, names in (("missing", self.missing), ("not in the recipe", self.extra)):
             if names:
                 faults.append(f"{_count(len(names), 'module')} {word} ({_some(names)})")
@@ -144,7 +151,10 @@ def verify(
 
 
 def _fusion(
-    made: Adapter, recipe: Recipe | None, paths: Mapping[str, str | os.PathLike[str] | None], parameters: Mapping[str, Any]
+    made: Adapter,
+    recipe: Recipe | None,
+    paths: Mapping[str, str | os.PathLike[str] | None],
+    parameters: Mapping[str, Any],
 ) -> Fusion:
     """The fusion that the output should be."""
     if recipe is None and paths["subject"] is None:
@@ -168,7 +178,9 @@ def _fusion(
     if "style" not in inputs:
         return alone(inputs["subject"])
     if recipe is not None and recipe.method not in ("np", "convert"):
-        raise InputError(f"the method {recipe.method!r} of the recipe is not known", file=made.path, hint="Update nplora.")
+        raise InputError(
+            f"the method {recipe.method!r} of the recipe is not known", file=made.path, hint="Update nplora."
+        )
     given = {name: value for name, value in parameters.items() if value is not None}
     return fuse(inputs["subject"], inputs["style"], **{**(recipe.parameters if recipe else {}), **given})
 
@@ -217,4 +229,6 @@ def _check_vector(parts: list[tuple[float, Vector]], found: Vector) -> Check:
     lost = float(np.linalg.norm(cast(stored, numpy_dtype(found.tensor.dtype)).astype(np.float64) - stored))
     if not np.isfinite(error):
         return Check(_title(found), float("inf"), 0.0)
-    return Check(_title(found), error / size if size else error, (2 * lost / size if size else 0.0) + ARITHMETIC["scale"])
+    return Check(
+        _title(found), error / size if size else error, (2 * lost / size if size else 0.0) + ARITHMETIC["scale"]
+    )

@@ -144,3 +144,30 @@ def relative(got: np.ndarray, wanted: np.ndarray, scale: float | None = None) ->
     size = np.linalg.norm(wanted) if scale is None else scale
     distance = np.linalg.norm(np.asarray(got, np.float64) - wanted)
     return float(distance / size) if size else float(distance)
+
+
+# ------------------------------------------------------------------------------------------ adapters
+
+
+def kohya_tensors(modules: Mapping[str, Factors], alpha_dtype: str = "F32") -> dict[str, np.ndarray]:
+    """kohya keys; the scale stands in alpha, which is left out where the scale is 1 by its absence (NaN)."""
+    tensors = {}
+    for name, module in modules.items():
+        tensors[f"{name}.lora_up.weight"] = module.stored_up()
+        tensors[f"{name}.lora_down.weight"] = module.stored_down()
+        tensors[f"{name}.alpha"] = np.array(module.scale * module.rank, DTYPES[alpha_dtype])
+    return tensors
+
+
+def suffixed_tensors(modules: Mapping[str, Factors], up: str, down: str, *, transposed: bool = False) -> dict[str, np.ndarray]:
+    """Factors under any two suffixes, nothing else: the scale is 1 or stands in a config."""
+    tensors = {}
+    for name, module in modules.items():
+        one, two = module.stored_up(), module.stored_down()
+        tensors[name + up] = one.T if transposed else one
+        tensors[name + down] = two.T if transposed else two
+    return tensors
+
+
+def peft_tensors(modules: Mapping[str, Factors]) -> dict[str, np.ndarray]:
+    return suffixed_tensors(modules, ".lora_B.weight", ".lora_A.weight")

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Protocol
 
@@ -223,7 +223,7 @@ def kind_of(group: Group) -> Kind | None:
     return _kind_for(frozenset(group.tensors))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kind_for(roles: frozenset[str]) -> Kind | None:
     return next((kind for kind in all_kinds() if not kind.marks.isdisjoint(roles)), None)
 
@@ -237,5 +237,7 @@ def read_scalar(group: Group, role: str) -> float:
     """A stored scalar (alpha, scale) of any float or integer type, as it is."""
     tensor = group.tensors[role]
     if prod(tensor.shape) != 1:
-        raise group.error("this must be a single number", role, expected="shape () or (1,)", got=f"shape {tensor.shape}")
+        raise group.error(
+            "this must be a single number", role, expected="shape () or (1,)", got=f"shape {tensor.shape}"
+        )
     return float(tensor.read().reshape(-1)[0])

@@ -10,7 +10,10 @@ def size(group: Group) -> tuple[int, int] | None:
     tensor = group.tensors["diff"]
     if not tensor.shape or tensor.dtype not in FLOATS:
         raise group.error(
-            "a delta must be an array of floats", "diff", expected="one axis or more", got=f"{tensor.dtype} {list(tensor.shape)}"
+            "a delta must be an array of floats",
+            "diff",
+            expected="one axis or more",
+            got=f"{tensor.dtype} {list(tensor.shape)}",
         )
     return Factor(tensor).shape
 

@@ -32,13 +32,17 @@ def factors(group: Group) -> tuple[Factor, Factor]:
     if up.shape[1] != rank:
         kernel = prod(up.tensor.shape[2:])
         if not transposed and kernel > 1:
-            raise group.error("the up factor has a kernel", names[0], expected="a 1x1 kernel", got=f"shape {up.tensor.shape}")
+            raise group.error(
+                "the up factor has a kernel", names[0], expected="a 1x1 kernel", got=f"shape {up.tensor.shape}"
+            )
         raise group.error(
             "the two factors differ in rank", names[1], expected=f"rank {up.shape[1]} as in {up.tensor.key}",
             got=f"rank {rank}", hint="The file is damaged or badly converted: get the original.",
         )  # fmt: skip
     if rank == 0:
-        raise group.error("the rank is 0", names[1], expected="rank 1 or more", hint="The module is empty: get the original.")
+        raise group.error(
+            "the rank is 0", names[1], expected="rank 1 or more", hint="The module is empty: get the original."
+        )
     return up, down
 
 

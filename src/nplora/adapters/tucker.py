@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +35,11 @@ class Contracted:
     def keys(self) -> tuple[str, ...]:
         return self.mid.key, self.down.key
 
-    def read(self) -> NDArray[np.generic]:
+    def read(self) -> NDArray[Any]:
         mid, down = self.mid.read().astype(np.float64), self.down.read().astype(np.float64)
         flat = mid.reshape(*mid.shape[:2], -1)
-        return np.einsum("ijk,jc->ick", flat, down.reshape(down.shape[0], -1)).reshape(self.shape)
+        contracted: NDArray[Any] = np.einsum("ijk,jc->ick", flat, down.reshape(down.shape[0], -1)).reshape(self.shape)
+        return contracted
 
 
 def _checked(group: Group) -> tuple[Factor, Contracted]:

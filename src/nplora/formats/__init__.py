@@ -37,6 +37,34 @@ class Spelling:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a format needs to know of a file about to be written, to describe it in its metadata or config.
+
+    ``ranks`` and ``scales`` go by canonical module, ``modules`` says each one's name in the file, ``configs`` are
+    the configs that stood beside the inputs.
+    """
+
+    title: str
+    ranks: Mapping[str, int]
+    scales: Mapping[str, float]
+    modules: Mapping[str, str]
+    keys: tuple[str, ...]
+    configs: tuple[Mapping[str, object], ...]
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name.partition(".")[0] for name in self.ranks))
+
+
+@dataclass(frozen=True)
+class Description:
+    """Header metadata, and text files that stand beside the tensors (name -> text)."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Format:
     """One way to name the tensors of an adapter.
 
@@ -48,7 +76,9 @@ class Format:
         scale: "alpha" (an ``.alpha`` tensor per module), "folded" (scale 1, factors carry it) or "config".
         uniform_alpha: whether a reader takes one alpha for a whole component (layout name -> bool).
         keeps_others: whether foreign keys may stand in such a file without a reader choking on them.
-        config: "peft" or "mlx" for a folder with a config beside the tensors.
+        folder: the tensors' file name, for a format whose scale stands in a config beside them.
+        describe: what goes into the metadata and the config of a file about to be written.
+        one_rank: whether readers take one rank for all modules, so that smaller ones are padded with zeros.
         transposed: whether factors are stored (in, r) and (r, out).
         weight: how much one understood module counts in the score (below 1 for catch-all formats).
     """
@@ -60,9 +90,11 @@ class Format:
     spell: Callable[[str, str, Layout | None], Spelling | None]
     suffixes: Mapping[str, str] = field(default_factory=dict)
     scale: Literal["alpha", "folded", "config"] = "folded"
-    uniform_alpha: Callable[[Layout | None], bool] = lambda layout: False
+    uniform_alpha: Callable[[Layout | None], bool] = lambda _: False
     keeps_others: bool = True
-    config: Literal["peft", "mlx"] | None = None
+    folder: str | None = None
+    describe: Callable[[Written], Description] = lambda _: Description()
+    one_rank: bool = False
     transposed: bool = False
     weight: float = 1.0
 
@@ -108,7 +140,9 @@ def detect(modules: Mapping[str, str], file: str) -> Detection:
             if place is not None:
                 places[module], formats[module] = place, format.name
                 # The denoiser decides: text encoders often come in another naming.
-                counts[format.name] = counts.get(format.name, 0.0) + (0.5 if (place.slot or "").startswith("te") else 1.0)
+                counts[format.name] = counts.get(format.name, 0.0) + (
+                    0.5 if (place.slot or "").startswith("te") else 1.0
+                )
                 break
     best = max(counts, key=lambda name: (counts[name], all_formats()[name].weight))
     format = all_formats()[best]

@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from . import Format, Place, unspelled
+from . import Description, Format, Place, Written, unspelled
 
 
 @lru_cache(maxsize=1)
@@ -25,6 +25,11 @@ def locate(module: str, suffix: str) -> Place | None:
     return Place(slot, names[int(index)]) if int(index) < len(names) else Place(None, module)
 
 
+def describe(written: Written) -> Description:
+    """Its readers demand the rank of every entry."""
+    return Description({f"{module}:rank": str(written.ranks[name]) for name, module in written.modules.items()})
+
+
 FORMAT = Format(
     name="cloneofsimo",
     title="cloneofsimo/lora",
@@ -32,5 +37,6 @@ FORMAT = Format(
     locate=locate,
     spell=unspelled,
     suffixes={"down": ":down", "up": ":up"},
+    describe=describe,
     weight=1.5,
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from ..layouts import Layout, Part
-from . import Format, Place, Spelling, strip_prefix
+from . import Description, Format, Place, Spelling, Written, strip_prefix
+from .patterns import ranks_and_alphas
 
 PREFIXES = (
     ("unet.", "denoiser"), ("transformer.", "denoiser"), ("prior.", "denoiser"),
@@ -20,6 +23,16 @@ def spell(component: str, name: str, layout: Layout | None) -> Spelling | None:
     return Spelling(f"{component}.{name}", (Part(name),)) if component != "unknown" else None
 
 
+def describe(written: Written) -> Description:
+    """``lora_adapter_metadata``, where ranks differ: diffusers before 0.40 would apply the first rank to all."""
+    table: dict[str, object] = {}
+    for component in written.components:
+        config = ranks_and_alphas(written, component)
+        if config["rank_pattern"]:
+            table.update({f"{component}.{name}": value for name, value in config.items()})
+    return Description({"lora_adapter_metadata": json.dumps(table, sort_keys=True)} if table else {})
+
+
 FORMAT = Format(
     name="diffusers",
     title="diffusers",
@@ -29,4 +42,5 @@ FORMAT = Format(
     suffixes={"down": ".lora_A.weight", "up": ".lora_B.weight", "bias": ".lora_B.bias"},
     scale="folded",
     keeps_others=False,
+    describe=describe,
 )

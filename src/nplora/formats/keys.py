@@ -49,7 +49,9 @@ SUFFIXES: dict[str, str] = {
 # xlabs' bare ``processor.qkv_lora1.down.weight`` aside, ``.down.weight`` also names ordinary MLP layers.
 _AMBIGUOUS = {".down.weight", ".up.weight"}
 
-_NAMED = re.compile(r"^(?P<module>.+?)\.(?P<stem>lora_[AB]|lora_magnitude_vector)\.(?P<name>[^.]+)(?P<tail>\.weight|\.bias)?$")
+_NAMED = re.compile(
+    r"^(?P<module>.+?)\.(?P<stem>lora_[AB]|lora_magnitude_vector)\.(?P<name>[^.]+)(?P<tail>\.weight|\.bias)?$"
+)
 _OTHER_METHODS = re.compile(
     r"^(?P<module>.+?)\.(?P<role>(?:boft|ia3|vera_lambda|hra|fourierft|c3a|road|randlora|shira|miss|vblora|gralora|hira)_\w+)"
     r"(?:\.\w+)*$"

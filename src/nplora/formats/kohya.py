@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..layouts import Layout, Part
-from . import Format, Place, Spelling, strip_prefix
+from . import Description, Format, Place, Spelling, Written, strip_prefix
 
 # Longest first where one begins another. ``lora_unet__`` is Wan-Fun's, ``lora_unet_unet_`` a home-made one.
 PREFIXES = (
@@ -24,7 +24,7 @@ def spell(component: str, name: str, layout: Layout | None) -> Spelling | None:
     prefix = _prefix(component, layout)
     if prefix is None:
         return None
-    native, parts = name, (Part(name),)
+    native, parts = name, (Part(name),)  # type: tuple[str, tuple[Part, ...]]
     if layout is not None and layout.kohya.get(component) == "native":
         native, parts = layout.native(component, name)
     return Spelling(prefix + native.replace(".", "_"), parts)
@@ -34,13 +34,25 @@ def _prefix(component: str, layout: Layout | None) -> str | None:
     if not component.startswith("text_encoder"):
         return "lora_unet_"
     if layout is None:
-        return {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"}.get(component)
+        return {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"}.get(
+            component
+        )
     slots = [slot for slot, target in layout.slots.items() if target == component]
     if not slots:
         return None
     # A model with one text encoder calls it te; T5 of FLUX is te3 in sd-scripts, te2 in OneTrainer.
     slot = "te" if "te" in slots else "te3" if "te3" in slots else slots[0]
     return f"lora_{slot}_"
+
+
+def describe(written: Written) -> Description:
+    """The ``ss_`` entries that are true of the written file; dim and alpha only where one value holds for all."""
+    table = {"ss_network_module": "networks.lora", "ss_output_name": written.title}
+    ranks = set(written.ranks.values())
+    alphas = {scale * written.ranks[name] for name, scale in written.scales.items()}
+    if len(ranks) == 1 and len(alphas) == 1:
+        table.update(ss_network_dim=str(ranks.pop()), ss_network_alpha=repr(alphas.pop()))
+    return Description(table)
 
 
 FORMAT = Format(
@@ -53,4 +65,5 @@ FORMAT = Format(
     scale="alpha",
     uniform_alpha=lambda layout: layout is None or layout.name in ONE_ALPHA,
     keeps_others=False,
+    describe=describe,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from ..layouts import Layout, Part
-from . import Format, Place, Spelling
+from . import Description, Format, Place, Spelling, Written
 
 
 def locate(module: str, suffix: str) -> Place | None:
@@ -14,6 +16,14 @@ def spell(component: str, name: str, layout: Layout | None) -> Spelling | None:
     return Spelling(name, (Part(name),))
 
 
+def describe(written: Written) -> Description:
+    """MLX's config: one rank and one scale (1, the factors carry it) for all modules."""
+    config = dict(next(iter(written.configs), {}))
+    rank = max(written.ranks.values(), default=0)
+    config["lora_parameters"] = {"rank": rank, "alpha": rank, "dropout": 0.0, "scale": 1.0}
+    return Description(beside={"adapter_config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"})
+
+
 FORMAT = Format(
     name="mlx",
     title="Apple MLX",
@@ -21,8 +31,9 @@ FORMAT = Format(
     locate=locate,
     spell=spell,
     suffixes={"down": ".lora_a", "up": ".lora_b"},
-    scale="config",
-    config="mlx",
+    folder="adapters.safetensors",
+    describe=describe,
+    one_rank=True,
     transposed=True,
     weight=1.5,
 )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+from ..errors import UsageError
 from ..layouts import Layout, Part
-from . import Format, Place, Spelling, strip_prefix
+from . import Description, Format, Place, Spelling, Written, strip_prefix
 from .diffusers import PREFIXES as COMPONENTS
+from .patterns import ranks_and_alphas
 
 WRAPPERS = ("unet.base_model.model.", "transformer.base_model.model.", "base_model.model.")
 
@@ -22,6 +26,35 @@ def spell(component: str, name: str, layout: Layout | None) -> Spelling | None:
     return Spelling(f"base_model.model.{name}", (Part(name),))
 
 
+KEPT = ("base_model_name_or_path", "task_type", "fan_in_fan_out", "bias", "revision")
+DEFAULTS: dict[str, object] = {
+    "peft_type": "LORA", "base_model_name_or_path": None, "task_type": None, "fan_in_fan_out": False, "bias": "none",
+    "inference_mode": True, "init_lora_weights": True, "lora_dropout": 0.0, "use_dora": False, "use_rslora": False,
+    "modules_to_save": None,
+}  # fmt: skip
+
+
+def describe(written: Written) -> Description:
+    """The adapter_config.json of a folder that holds one component.
+
+    Raises:
+        UsageError: the adapter changes several components, which one PEFT folder cannot hold.
+    """
+    components = written.components
+    if len(components) > 1:
+        raise UsageError(
+            "a PEFT folder holds one component", expected="one", got=", ".join(components),
+            hint=f"Write one folder for each: --components {components[0]}.",
+        )  # fmt: skip
+    earlier = next((config for config in written.configs if "peft_type" in config or "r" in config), {})
+    config = {**DEFAULTS, **{name: earlier[name] for name in KEPT if name in earlier}}
+    if components:
+        config.update(ranks_and_alphas(written, components[0]))
+    if any(key.endswith(".lora_B.bias") for key in written.keys):
+        config["lora_bias"] = True
+    return Description(beside={"adapter_config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"})
+
+
 FORMAT = Format(
     name="peft",
     title="PEFT",
@@ -30,5 +63,6 @@ FORMAT = Format(
     spell=spell,
     suffixes={"down": ".lora_A.weight", "up": ".lora_B.weight", "bias": ".lora_B.bias"},
     scale="config",
-    config="peft",
+    folder="adapter_model.safetensors",
+    describe=describe,
 )

@@ -41,19 +41,24 @@ def np_projection(grams: Grams, *, mu: float = 0.5, directions: str | int | floa
 def _leading_directions(grams: Grams, directions: str | int | float) -> tuple[Array, Array]:
     """T (..., r, r) with ``V = A_s^T T`` the leading right singular vectors, other columns zero; and the mask."""
     xp = namespace(grams.H_s)
-    w, W = xp.linalg.eigh(grams.G_s)
-    root = W * xp.sqrt(xp.where(w > 0, w, xp.zeros_like(w)))[..., None, :]  # G = root root^T
-    energy, Z = xp.linalg.eigh(transpose(root) @ grams.H_s @ root)  # ascending s_i^2
-    energy = xp.where(energy > 0, energy, xp.zeros_like(energy))
-    largest = energy[..., -1:]
-    counts = energy > largest * (max(grams.size) * xp.finfo(energy.dtype).eps)
-    above = xp.flip(xp.cumulative_sum(xp.flip(energy, axis=-1), axis=-1), axis=-1)  # energy of i and all larger
+    energy, T = _spectrum(grams)
+    above = xp.cumulative_sum(energy, axis=-1) - energy  # of all larger ones
     if isinstance(directions, int):
-        order = xp.flip(xp.arange(energy.shape[-1], device=energy.device))
-        chosen = xp.broadcast_to(order < directions, energy.shape)
+        chosen = xp.broadcast_to(xp.arange(energy.shape[-1], device=energy.device) < directions, energy.shape)
     else:
         # direction i is needed while those above it alone do not hold the asked share
-        chosen = (above - energy) < float(directions) * above[..., :1]
-    keep = xp.astype(chosen & counts, energy.dtype)
-    inverse = keep / xp.sqrt(xp.where(counts, energy, xp.ones_like(energy)))
-    return (root @ Z) * inverse[..., None, :], keep
+        chosen = (above < float(directions) * xp.sum(energy, axis=-1, keepdims=True)) | (directions == 1.0)
+    keep = xp.astype(chosen, energy.dtype)
+    return T * keep[..., None, :], keep
+
+
+def _spectrum(grams: Grams) -> tuple[Array, Array]:
+    """Energies ``s_i^2`` (..., r), the largest first, and T (..., r, r) with ``V = A_s^T T``."""
+    xp = namespace(grams.H_s)
+    if grams.s is not None:
+        return grams.s**2, xp.broadcast_to(xp.eye(grams.s.shape[-1], dtype=grams.s.dtype, device=grams.s.device), grams.H_s.shape)
+    w, W = xp.linalg.eigh(grams.G_s)
+    root = W * xp.sqrt(xp.where(w > 0, w, xp.zeros_like(w)))[..., None, :]  # G = root root^T
+    energy, Z = xp.linalg.eigh(transpose(root) @ grams.H_s @ root)  # ascending
+    energy, Z = xp.flip(energy, axis=-1), xp.flip(Z, axis=-1)
+    return energy, (root @ Z) / xp.sqrt(energy)[..., None, :]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,8 @@ UNIT_ROUNDOFF = {"F16": 2.0**-11, "BF16": 2.0**-8, "F32": 2.0**-24, "F64": 2.0**
 SMALLEST_STEP = {"F16": 2.0**-25, "BF16": 2.0**-134, "F32": 2.0**-150, "F64": 0.0}
 
 
-@lru_cache(maxsize=None)
-def numpy_dtype(name: str) -> np.dtype:  # type: ignore[type-arg]
+@cache
+def numpy_dtype(name: str) -> np.dtype[Any]:
     """The NumPy dtype of a safetensors dtype name (ml_dtypes is imported only for the types NumPy lacks).
 
     >>> numpy_dtype("F16")
@@ -41,7 +42,8 @@ def numpy_dtype(name: str) -> np.dtype:  # type: ignore[type-arg]
         raise InputError(f"numbers of the type {name} cannot be read", hint="Convert the file to fp16, bf16 or fp32.")
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, _ML_DTYPES[name]))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[name]))
+    return found
 
 
 def wider(names: Iterable[str]) -> str:
@@ -59,12 +61,12 @@ def wider(names: Iterable[str]) -> str:
     return "BF16" if "BF16" in kinds else "F16"
 
 
-def compute_dtype(names: Iterable[str]) -> np.dtype:  # type: ignore[type-arg]
+def compute_dtype(names: Iterable[str]) -> np.dtype[Any]:
     """float32 where every number has 16 bits or fewer (its rounding is far below theirs), else float64."""
     return np.dtype(np.float32) if wider(names) in ("F16", "BF16") else np.dtype(np.float64)
 
 
-def cast(array: NDArray[np.generic], dtype: np.dtype) -> NDArray[np.generic]:  # type: ignore[type-arg]
+def cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Cast with round-to-nearest-even; equal to ``array.astype(dtype)`` bit for bit, but fast for 16-bit floats.
 
     NumPy converts a half in about 2 ns; numkong's SIMD kernels take 0.1 ns.
@@ -103,10 +105,9 @@ _THROUGH_FLOAT32 = {"ed", "Ed"}
 
 
 @lru_cache(maxsize=1)
-def _numkong():  # type: ignore[no-untyped-def]
+def _numkong() -> Any:
     try:
         from numkong import astype
     except ImportError:  # a platform without a wheel: NumPy gives the same bits, slower
         return None
     return astype
-

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError
-from .dtypes import numpy_dtype
 from .header import ITEM_BITS, read_header
 
 # Room in the header for numbers that are known only when the data has been computed.
@@ -55,7 +55,9 @@ class TensorWriter:
         if not overwrite:
             for target in (self.path, *(self.path.parent / name for name in self._beside)):
                 if target.exists():
-                    raise OutputError("the output exists already", file=target, hint="Choose another name, or add --overwrite.")
+                    raise OutputError(
+                        "the output exists already", file=target, hint="Choose another name, or add --overwrite."
+                    )
         # Wide types first, then by name: the order in which the safetensors library lays tensors out.
         self._specs = sorted(specs, key=lambda spec: (-ITEM_BITS[spec[1]], spec[0]))
         self._table: dict[str, object] = {}
@@ -69,7 +71,8 @@ class TensorWriter:
         self._data_size = position
         self._reserved = -(-(len(self._header(metadata)) + HEADER_SLACK) // 8) * 8
         self._places = {  # key -> first byte in the file, bytes of a row
-            key: (8 + self._reserved + starts[key], prod(shape[1:]) * ITEM_BITS[dtype] // 8) for key, dtype, shape in self._specs
+            key: (8 + self._reserved + starts[key], prod(shape[1:]) * ITEM_BITS[dtype] // 8)
+            for key, dtype, shape in self._specs
         }
         self._made_folder = False
         self._open()
@@ -107,7 +110,7 @@ class TensorWriter:
         try:
             done = os.pwrite(self._file, left, position)  # type: ignore[arg-type]
             while done < size:  # a signal or a nearly full disk cut the write short
-                view = memoryview(data.reshape(-1).view(np.uint8))[done:]
+                view = memoryview(data.reshape(-1).view(np.uint8).data)[done:]
                 done += os.pwrite(self._file, view, position + done)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
@@ -145,7 +148,7 @@ class TensorWriter:
         os.replace(self._temporary, self.path)
         _sync_folder(self.path.parent)
 
-    def __enter__(self) -> TensorWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

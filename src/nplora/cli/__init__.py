@@ -1,0 +1,73 @@
+"""The command line: thin, one small file per command, each loaded when it is called.
+
+This file imports nothing that Python has not loaded already, and answers what needs no command by itself: click
+alone would cost more than Python's own start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# TYPE_CHECKING of typing, without the cost of typing.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Command -> what it does, in the order of the help. Each is a module of this package that holds `command`.
+COMMANDS = {
+    "fuse": "Fuse a subject and a style into one file.",
+    "inspect": "Say what an adapter is: base, format, ranks, scales, norms, words.",
+    "compare": "Say how much two adapters overlap and what mu will do.",
+    "convert": "Write an adapter in another format or number type.",
+    "verify": "Recompute an output from its sources and prove it right.",
+    "methods": "List the fusion methods with their parameters.",
+}
+ABOUT = "Fuse LoRA files exactly: the style keeps its directions, the subject the rest."
+OPTIONS = {"--version": "Show the version and exit.", "-h, --help": "Show this message and exit."}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        words: the arguments; those of the process by default.
+
+    Returns:
+        The exit status: 0, 1 (verify: not what the recipe says), 2 (usage), 3 (bad input), 4 (cannot write),
+        70 (a fault of nplora), 130 (interrupted).
+
+    >>> main(["--version"])
+    nplora 0.1.0
+    0
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a thread per core, each with its own modules, is faster
+    words = sys.argv[1:] if words is None else list(words)
+    if words in ([], ["--help"], ["-h"]):
+        sys.stdout.write(usage())
+        return 0
+    if words == ["--version"]:
+        from ..version import __version__
+
+        sys.stdout.write(f"nplora {__version__}\n")
+        return 0
+    try:
+        from .running import run
+
+        return run(words)
+    except KeyboardInterrupt:
+        sys.stderr.write("nplora: interrupted; nothing was changed.\n")
+        return 130
+
+
+def usage() -> str:
+    """The help of the command without a subcommand; a test holds it equal to click's own.
+
+    >>> print(usage().splitlines()[0])
+    Usage: nplora [OPTIONS] COMMAND [ARGS]...
+    """
+    lines = ["Usage: nplora [OPTIONS] COMMAND [ARGS]...", "", "  " + ABOUT]
+    for title, table in (("Options", OPTIONS), ("Commands", COMMANDS)):
+        width = max(map(len, table))
+        lines += ["", f"{title}:", *(f"  {name:{width}}  {text}" for name, text in table.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,41 @@
+"""``nplora convert``."""
+
+from __future__ import annotations
+
+import click
+
+from ..parameters import DTYPE, FORMAT
+from .fuse import left_out
+from .options import take, with_parameters
+from .text import count, facts, paragraph, say, size, write_json
+
+
+@click.command(short_help="Write an adapter in another format or number type.")
+@click.argument("adapter")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The file to write (a folder with --format peft).")
+@with_parameters([FORMAT, DTYPE])
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists already.")
+@click.option("--report", metavar="FILE.json", help="Write there what became of every key.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
+def command(
+    adapter: str, output: str, overwrite: bool, report: str | None, quiet: bool, **values: str | None
+) -> None:
+    """Write ADAPTER (a file or a PEFT folder) in another format or number type.
+
+    Every module adds the same to its weight as before; only names, scales and the number type change.
+    """
+    from .. import convert, load
+    from ..storage import TensorFile
+
+    loaded = load(adapter)
+    done = convert(loaded, output, overwrite=overwrite, **take(dict(values), [FORMAT, DTYPE]))
+    if report is not None:
+        write_json(report, done)
+    if quiet:
+        return
+    written = TensorFile(done["output"])
+    say(
+        paragraph(f"{count(len(loaded.modules), 'module')} from {loaded.format.name} to {done['format']}."),
+        facts([("written", f"{done['output']}: {size(written.size)}"), *left_out(done, report),
+               *(("note", note) for note in done["notes"])]),
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""``nplora fuse``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import OutputError, UsageError
+from ..parameters import FUSE
+from .options import take, with_parameters
+from .progress import Progress
+from .text import count, facts, paragraph, say, size, some, spread, write_json
+
+if TYPE_CHECKING:
+    from ..fusion import Fusion
+
+
+@click.command(short_help="Fuse a subject and a style into one file.")
+@click.argument("subject")
+@click.argument("style")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The file to write (a folder with --format peft).")
+@with_parameters(FUSE)
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists already.")
+@click.option("--report", metavar="FILE.json", help="Write the whole report there: every module, every key left out.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
+def command(subject: str, style: str, output: str, overwrite: bool, report: str | None, quiet: bool, **values: Any) -> None:
+    """Fuse SUBJECT and STYLE (files, or PEFT folders) into one adapter.
+
+    In every module the style's directions are kept from the subject: dW = style + subject (I - g V V^T) with
+    g = mu/(1+mu) and V the style's input directions. Nothing is approximated; modules that only one of the two
+    changes pass through.
+    """
+    from .. import fuse, load
+
+    if report is not None:
+        _require_free(report, (subject, style, output), overwrite)
+    with Progress("fusing", quiet=quiet) as progress:
+        fusion = fuse(load(subject), load(style), progress=progress, **take(values, FUSE))
+        done = fusion.save(output, overwrite=overwrite)
+    if report is not None:
+        write_json(report, done)
+    if not quiet:
+        say(paragraph(f"{done['sentence']} {done['advice']}"), facts(_facts(fusion, done, report)))
+
+
+def _require_free(report: str, others: tuple[str, ...], overwrite: bool) -> None:
+    if any(os.path.abspath(report) == os.path.abspath(other) for other in others):  # noqa: PTH100 - paths as given
+        raise UsageError("the report would replace an adapter", key=report, hint="Choose another name for the report.")
+    if os.path.exists(report) and not overwrite:  # noqa: PTH110 - False for a name too long
+        raise OutputError("the report exists already", file=report, hint="Choose another name, or add --overwrite.")
+
+
+def _facts(fusion: Fusion, done: dict[str, Any], report: str | None) -> list[tuple[str, str]]:
+    rows = [("written", f"{done['output']}: {_made_of(fusion, done)}"), ("modules", _modules(done["modules"]))]
+    if done["biases_and_norms_added"]:
+        rows.append(("added", f"{count(len(done['biases_and_norms_added']), 'bias or norm delta')}, by strength"))
+    rows += left_out(done, report)
+    rows += [(f"{role} words", ", ".join(words)) for role, words in done["trigger_words"].items() if words]
+    return rows + [("note", note) for note in done["notes"]]
+
+
+def _made_of(fusion: Fusion, done: dict[str, Any]) -> str:
+    from ..storage import TensorFile
+
+    ranks: dict[int, int] = {}
+    for module in fusion.modules.values():
+        rank = sum(member.update.rank for member in module.modules if member.update.kind != "full")
+        ranks[rank] = ranks.get(rank, 0) + 1
+    shown = spread(dict(sorted(ranks.items())))
+    return f"{done['format']}, rank {shown}, {size(TensorFile(done['output']).size)}"
+
+
+def _modules(counts: dict[str, Any]) -> str:
+    text = f"{counts['fused']} fused"
+    passed = [f"{number} of the {role} alone" for role, number in counts["passed_through"].items() if number]
+    return f"{text}; {' and '.join(passed)} passed through" if passed else text
+
+
+def left_out(done: dict[str, Any], report: str | None = None) -> list[tuple[str, str]]:
+    """Keys of the inputs that are not in the output, the first few by name, and what was kept under old names."""
+    rows = []
+    keys: dict[str, str] = done["left_out"]
+    for why in dict.fromkeys(keys.values()):
+        names = [key for key, reason in keys.items() if reason == why]
+        rows.append(("left out", f"{count(len(names), 'key')}, {why}: {some(names)}"))
+    if len(keys) > 3:
+        rows.append(("", f"all of them are named in {report}" if report else "--report FILE.json names all of them"))
+    kept = done["kept_under_their_own_names"]
+    if kept:
+        rows.append(("old names", f"{count(len(kept), 'module')} that {done['format']} has no name for: {some(kept)}"))
+    return rows
+
+
+__all__ = ["command", "left_out"]

@@ -1,0 +1,69 @@
+"""Command-line options made from parameters: one declaration, no second list."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from ..parameters import Parameter
+
+
+class Kind(click.ParamType):
+    """A value that its parameter checks; a wrong one raises the parameter's own error."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.parameter = parameter
+        self.name = "|".join(parameter.choices) if parameter.kind == "choice" else parameter.kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self.parameter.check(value)
+
+
+def with_parameters(parameters: Iterable[Parameter]) -> Callable[[Any], Any]:
+    """A decorator that gives a command one option for each parameter.
+
+    >>> from nplora.parameters import MU
+    >>> click.command()(with_parameters([MU])(lambda mu: None)).params[0].opts
+    ['--mu']
+    """
+    chosen = list(parameters)
+
+    def decorate(function: Any) -> Any:
+        for parameter in reversed(chosen):
+            function = _option(parameter)(function)
+        return function
+
+    return decorate
+
+
+def _option(parameter: Parameter) -> Callable[[Any], Any]:
+    if parameter.kind == "flag":
+        return click.option(parameter.option, parameter.name, is_flag=True, default=False, help=parameter.sentence)
+    return click.option(
+        parameter.option, parameter.name, type=Kind(parameter), default=None, metavar=_metavar(parameter),
+        help=f"{parameter.sentence}{_facts(parameter)}",
+    )  # fmt: skip
+
+
+def _metavar(parameter: Parameter) -> str:
+    return {"number": "NUMBER", "names": "NAMES", "directions": "all|COUNT|SHARE"}.get(
+        parameter.kind, "|".join(parameter.choices)
+    )
+
+
+def _facts(parameter: Parameter) -> str:
+    found = []
+    if parameter.kind == "number" and not math.isinf(parameter.low):
+        found.append(f"range: {parameter.low:g} to {parameter.high:g}")
+    if parameter.default is not None:
+        found.append(f"default: {parameter.default}")
+    return f"  [{'; '.join(found)}]" if found else ""
+
+
+def take(values: dict[str, Any], parameters: Iterable[Parameter]) -> dict[str, Any]:
+    """The values of these parameters that were given, taken out of a command's arguments."""
+    found = {parameter.name: values.pop(parameter.name) for parameter in parameters}
+    return {name: value for name, value in found.items() if value is not None}

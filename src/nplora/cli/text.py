@@ -1,0 +1,141 @@
+"""Text for a terminal: nothing in it that a file could play tricks with, sentences wrapped, numbers readable."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+LABEL = 16  # width of the labels before facts
+
+
+def printable(text: str) -> str:
+    r"""The text with everything that steers a terminal or turns the direction of writing made visible.
+
+    >>> print(printable("sks\x1b[2J cat\u202e"))
+    sks\x1b[2J cat\u202e
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text)
+
+
+def size(count: int) -> str:
+    """Bytes in the units of file managers.
+
+    >>> size(340765416), size(812)
+    ('340.8 MB', '812 bytes')
+    """
+    number, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, larger
+    return f"{count} bytes" if unit == "bytes" else f"{number:.1f} {unit}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> count(1, "module"), count(2, "key")
+    ('1 module', '2 keys')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def some(names: Collection[str], shown: int = 3) -> str:
+    """The first few names and how many more there are.
+
+    >>> some(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    rest = len(names) - shown
+    first = ", ".join(name for name, _ in zip(names, range(shown), strict=False))
+    return f"{first} and {rest} more" if rest > 0 else first
+
+
+def spread(counts: Mapping[Any, int]) -> str:
+    """Values with their counts: one alone, a few listed, many as a range.
+
+    >>> spread({32: 722}), spread({4: 10, 8: 3}), spread({1: 1, 2: 9, 3: 1, 4: 1})
+    ('32', '4 (10), 8 (3)', '1 to 4, mostly 2')
+    """
+    if len(counts) < 2:
+        return "".join(_number(value) for value in counts)
+    if len(counts) > 3:
+        return f"{_number(min(counts))} to {_number(max(counts))}, mostly {_number(max(counts, key=lambda v: counts[v]))}"
+    return ", ".join(f"{_number(value)} ({number})" for value, number in counts.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def width() -> int:
+    """Columns to write in: the terminal's, at most 100; unlimited into a file or a pipe."""
+    return min(shutil.get_terminal_size((80, 24)).columns, 100) if sys.stdout.isatty() else 10**6
+
+
+def paragraph(text: str) -> str:
+    """A sentence, wrapped for the terminal."""
+    return textwrap.fill(printable(text), width(), break_long_words=False, break_on_hyphens=False)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Labels with what belongs to them, one fact a line, wrapped beside the label."""
+    lines = []
+    for label, text in rows:
+        body = textwrap.wrap(
+            printable(text), max(width() - LABEL - 2, 30), break_long_words=False, break_on_hyphens=False
+        ) or [""]  # fmt: skip
+        lines.append(f"  {click.style(f'{label:{LABEL}}', dim=True)}{body[0]}")
+        lines += [" " * (LABEL + 2) + line for line in body[1:]]
+    return "\n".join(lines)
+
+
+def say(*blocks: str) -> None:
+    """Write blocks of text, with an empty line between them; colours only on a terminal that wants them."""
+    plain = "NO_COLOR" in os.environ or not sys.stdout.isatty()
+    click.echo("\n\n".join(block for block in blocks if block), color=False if plain else None)
+
+
+def as_json(data: Any) -> str:
+    """Data as JSON text that is safe on a terminal: what JSON cannot say is null, control characters are escaped."""
+    text = json.dumps(_sayable(data), indent=2, ensure_ascii=False, allow_nan=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
+def _sayable(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {str(key): _sayable(value) for key, value in data.items()}
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return [_sayable(value) for value in data]
+    return data
+
+
+def write_json(path: str, data: Any) -> None:
+    """Write data to a JSON file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from ..storage import write_folder_file
+
+    write_folder_file(Path(path), as_json(data) + "\n")

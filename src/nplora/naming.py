@@ -1,0 +1,87 @@
+"""Decide how an output names its modules, and where it goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from .adapter import Adapter, Module
+from .adapters import LowRank
+from .errors import OutputError, UsageError
+from .formats import Format, Spelling, all_formats
+from .layouts import Layout
+from .plan import OutputModule, strand_of
+from .projection import Job
+from .storage import WRITABLE
+
+
+@dataclass
+class Naming:
+    """How the output names its modules: a format, the base's table, and whether names are kept as they were read."""
+
+    format: Format
+    layout: Layout | None
+    keep: bool
+    dtype: str | None
+
+    def output_module(self, name: str, members: Sequence[tuple[str, Module, float]], job: Job | None) -> OutputModule:
+        """The strands of a module and its name in the file."""
+        strands = []
+        for source, module, strength in members:
+            update = module.update
+            assert isinstance(update, LowRank)
+            strands.append(strand_of(source, update, strength, job.key if job and source == "subject" else None))
+        kernel = self._kernel(name, [module.update.kernel for _, module, _ in members])
+        origin = next((m.origin for _, m, _ in members if self.keep and m.origin.format == self.format.name), None)
+        if origin is None:
+            return OutputModule(name, tuple(strands), kernel)
+        return OutputModule(name, tuple(strands), kernel, Spelling(origin.module, origin.parts), origin.factor_suffixes)
+
+    def _kernel(self, name: str, kernels: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """A 1x1 convolution may be stored as a matrix: the base's own dimensions decide, else the first file's."""
+        component, _, path = name.partition(".")
+        shape = self.layout.shape(component, path) if self.layout else None
+        if shape is not None and len(shape) >= 2 and prod(shape[2:]) == prod(kernels[0]):
+            return tuple(shape[2:])
+        return kernels[0]
+
+
+def resolve_naming(adapters: Sequence[Adapter], format: str, dtype: str) -> Naming:
+    """The output's format: the one asked for, else the inputs' common one, else the first adapter's.
+
+    Raises:
+        UsageError: the format is unknown.
+    """
+    layout = next((adapter.layout for adapter in adapters if adapter.layout), None)
+    kind = WRITABLE.get(dtype)
+    if format in ("auto", "same"):
+        return Naming(adapters[0].format, layout, True, kind)
+    if format not in all_formats():
+        raise UsageError(f"unknown format {format!r}", expected=" or ".join(("same", "kohya", "diffusers", "peft")))
+    return Naming(all_formats()[format], layout, layout is None, kind)
+
+
+def target_path(path: str | os.PathLike[str], format: Format, inputs: Sequence[Adapter]) -> Path:
+    """The safetensors file behind an output path (inside a folder for peft and mlx).
+
+    Raises:
+        UsageError: the output would replace an input; OutputError: the path is of the wrong sort.
+    """
+    given = Path(path)
+    if format.folder and given.suffix != ".safetensors":
+        given = given / format.folder
+    elif given.suffix != ".safetensors":
+        raise OutputError(
+            "the output's name does not end in .safetensors", file=path,
+            hint="Name a file like fused.safetensors; a folder is written with --format peft.",
+        )  # fmt: skip
+    for adapter in inputs:
+        source = adapter.file.path if adapter.file else adapter.path
+        if given.exists() and os.path.exists(source) and os.path.samefile(given, source):
+            raise UsageError(
+                "the output would replace an input", key=str(path), hint="Choose another name for the output."
+            )
+    return given
