@@ -55,7 +55,9 @@ def numbers(seed: int, name: str, shape: Iterable[int]) -> np.ndarray:
     return np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(tuple(shape))
 
 
-def factors(name: str, shape: tuple[int, ...], rank: int, seed: int, down_seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def factors(
+    name: str, shape: tuple[int, ...], rank: int, seed: int, down_seed: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Up and down of a module whose update has a Frobenius norm near 1, shaped as trainers store them."""
     down_seed = seed if down_seed is None else down_seed
     out, kernel = shape[0], shape[2:]
@@ -128,7 +130,9 @@ def tensors(
     return found
 
 
-def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Path:
+def write(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> Path:
     """A safetensors file of these tensors, in order of their names."""
     names = {np.dtype(kind): name for name, kind in NUMPY.items()}
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -137,7 +141,11 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metada
         array = np.ascontiguousarray(arrays[key])
         blob = array.tobytes()
         kind = names.get(array.dtype, f"{array.dtype.kind.upper()}{array.dtype.itemsize * 8}")
-        header[key] = {"dtype": kind, "shape": list(arrays[key].shape), "data_offsets": [len(data), len(data) + len(blob)]}
+        header[key] = {
+            "dtype": kind,
+            "shape": list(arrays[key].shape),
+            "data_offsets": [len(data), len(data) + len(blob)],
+        }
         data += blob
     text = json.dumps(header).encode()
     path = Path(path)

@@ -25,7 +25,8 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Adapter", "Fusion", "InputError", "NploraError", "OutputError", "UsageError", "__version__", "convert", "fuse", "load",
+    "Adapter", "Fusion", "InputError", "NploraError", "OutputError", "UsageError", "__version__", "convert", "fuse",
+    "load",
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from .formats import Format
 from .layouts import Layout, Part, Recognition
 from .storage import Tensor, TensorFile
 
-VECTOR_ROLES = {"diff_b": "bias", "b_norm": "bias", "bias": "bias", "w_norm": "weight"}
+# ``diff`` only where it is one-dimensional: a norm's weight.
+VECTOR_ROLES = {"diff_b": "bias", "b_norm": "bias", "bias": "bias", "w_norm": "weight", "diff": "weight"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Vector:
     """A bias or norm delta: one-dimensional, added by strength, never projected."""
 
     name: str  # the module it belongs to
-    role: str  # the role in its file: diff_b, w_norm, b_norm, bias
+    role: str  # the role in its file: diff_b, w_norm, b_norm, bias, diff
     tensor: Tensor
     scale: float
     origin: Origin

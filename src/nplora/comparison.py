@@ -89,7 +89,7 @@ def _initialisation(cosines: list[float]) -> str:
 
 def _cosines(common: list[FusedModule]) -> list[tuple[str, float]]:
     """Cosine between the down factors of both sides, as long as the shorter of the two (a seed fills rows in order)."""
-    pairs = {}
+    pairs: dict[str, FusedModule] = {}
     for module in common:
         if module.job is not None:
             pairs.setdefault(module.job.name, module)

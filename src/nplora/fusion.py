@@ -275,14 +275,19 @@ def _in_float64(job: Job) -> Job:
     return Job(job.key, job.name, widen(job.subject), widen(job.style), job.factors, job.side)
 
 
-def alone(adapter: Adapter) -> Fusion:
-    """One adapter at strength 1 as a fusion: what it takes to write it in another format."""
-    values, method = check_all(FUSE, {}), all_methods()["np"]
+def alone(adapter: Adapter, components: object = None) -> Fusion:
+    """One adapter (or some components of it) at strength 1 as a fusion: what it takes to write it in another format."""
+    values, method = check_all(FUSE, {"components": components}), all_methods()["np"]
     chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
-    modules = {
-        name: FusedModule(name, module, None, (1.0, 1.0), None, method, chosen) for name, module in adapter.items()
-    }
-    return Fusion(adapter, None, values, modules, {}, adapter.notes)
+    kept = _component_filter(adapter, adapter, values["components"])
+    modules: dict[str, FusedModule] = {}
+    left_out: dict[str, str] = {}
+    for name, module in adapter.items():
+        if kept is None or module.component in kept:
+            modules[name] = FusedModule(name, module, None, (1.0, 1.0), None, method, chosen)
+        else:
+            left_out.update((key, "not among --components") for key in module.update.keys)
+    return Fusion(adapter, None, values, modules, left_out, adapter.notes)
 
 
 def convert(
@@ -291,16 +296,26 @@ def convert(
     *,
     format: str = "same",
     dtype: str = "same",
+    components: object = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write an adapter in another format; its product B A is the same in every module.
+
+    Args:
+        adapter: from `load`.
+        path: a ``.safetensors`` file, or a folder for the peft format.
+        format, dtype, components: as in `fuse`.
+        overwrite: replace an existing output.
+
+    Returns:
+        The report, as of `Fusion.save`.
 
     Raises:
         OutputError: it cannot be written; nothing is changed then.
     """
     from .output import save_adapter
 
-    return save_adapter(adapter, path, format, dtype, overwrite)
+    return save_adapter(adapter, path, format, dtype, overwrite, components)
 
 
 __all__ = ["FusedModule", "Fusion", "attenuation", "convert", "fuse"]

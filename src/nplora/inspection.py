@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf, isfinite, sqrt
 from typing import Any
 
@@ -37,10 +37,10 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         adapter: from `load`.
 
     Returns:
-        file, bytes, format and base with evidence, components (modules, kinds, ranks, norm), effective scales and
-        how each is known, dtypes, zero modules, values that are not finite, trigger words, keys that belong to no
-        module, notes, and the metadata that says most. Text is as it stands in the file: make it printable
-        before a terminal sees it.
+        file, bytes, format and base with evidence, components, groups of modules of one component and kind (ranks,
+        norm, effective scales and how each is known), dtypes, zero modules, values that are not finite, trigger
+        words, keys that belong to no module, notes, and the metadata that says most. Text is as it stands in the
+        file: make it printable before a terminal sees it.
 
     >>> describe(load("cat.safetensors"))["base"]["title"]  # doctest: +SKIP
     'Stable Diffusion XL'
@@ -48,7 +48,6 @@ def describe(adapter: Adapter) -> dict[str, Any]:
     norms = {
         module.name: norm for module, norm in run_threads(module_norm, adapter.modules.values(), os.cpu_count() or 1)
     }
-    broken = [name for name, norm in norms.items() if norm is not None and not isfinite(norm)]
     return {
         "file": adapter.path,
         "bytes": adapter.file.size if adapter.file else None,
@@ -59,18 +58,18 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         },
         "modules": len(adapter.modules),
         "modules_in_file": len({module.origin.module for module in adapter.modules.values()}),
-        "components": {name: _component(adapter, name, norms) for name in adapter.components},
+        "components": {name: _size(adapter, name, norms) for name in adapter.components},
+        "groups": _groups(adapter, norms),
         "kinds": dict(Counter(map(kind, adapter.modules.values()))),
         "ranks": _ranks(adapter.modules.values()),
-        "scales": _scales(adapter),
         "dtypes": dict(Counter(tensor.dtype for tensor in adapter.file.tensors.values())) if adapter.file else {},
         "biases_and_norms": len(adapter.vectors),
         "zero_modules": [name for name, norm in norms.items() if norm == 0],
-        "not_finite": [found for name in broken for found in _not_finite(adapter.modules[name])] + _not_finite_vectors(adapter),
+        "not_finite": _not_finite(adapter, norms),
         "trigger_words": words.trigger_words(adapter.metadata),
         "foreign_keys": list(adapter.others),
         "notes": list(adapter.notes),
-        "metadata": {name: adapter.metadata[name] for name in USEFUL if adapter.metadata.get(name) not in (None, "", "None")},
+        "metadata": {name: value for name in USEFUL if (value := adapter.metadata.get(name, "")) not in ("", "None")},
         "metadata_entries": len(adapter.metadata),
     }  # fmt: skip
 
@@ -115,57 +114,57 @@ def _format(adapter: Adapter) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _component(adapter: Adapter, name: str, norms: Mapping[str, float | None]) -> dict[str, Any]:
-    modules = [module for module in adapter.modules.values() if module.component == name]
-    squares = [(norms[module.name] or 0.0) ** 2 for module in modules]
-    return {
-        "modules": len(modules),
-        "kinds": dict(Counter(map(kind, modules))),
-        "ranks": _ranks(modules),
-        "norm": sqrt(sum(squares)) if all(map(isfinite, squares)) else None,
-        "zero_modules": sum(norms[module.name] == 0 for module in modules),
-    }
+def _size(adapter: Adapter, component: str, norms: Mapping[str, float | None]) -> dict[str, Any]:
+    modules = [module for module in adapter.modules.values() if module.component == component]
+    return {"modules": len(modules), "norm": _norm(modules, norms)}
 
 
-def _ranks(modules: Any) -> dict[int, int]:
-    """Rank -> number of modules, for those that are made of factors."""
-    return dict(sorted(Counter(module.update.rank for module in modules if isinstance(module.update, LowRank)).items()))
+def _norm(modules: Sequence[Module], norms: Mapping[str, float | None]) -> float | None:
+    """The norm of several modules together; None where one is not known or not finite."""
+    parts = [norms[module.name] for module in modules]
+    known = [part for part in parts if part is not None and isfinite(part)]
+    return sqrt(sum(part * part for part in known)) if len(known) == len(parts) else None
 
 
-def _scales(adapter: Adapter) -> list[dict[str, Any]]:
-    """The effective scales of each component, the most frequent first, and how they are known."""
-    found = Counter(
-        (module.component, module.update.scale, module.update.scale_from)
-        for module in adapter.modules.values()
-        if not isinstance(module.update, Opaque)
-    )
+def _groups(adapter: Adapter, norms: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """Modules of one component and kind: how many, ranks, norm, and effective scales with how each is known."""
+    groups: dict[tuple[str, str], list[Module]] = {}
+    for module in adapter.modules.values():
+        groups.setdefault((module.component, kind(module)), []).append(module)
     return [
-        {"component": component, "scale": scale, "known_from": source, "modules": count}
-        for (component, scale, source), count in found.most_common()
-    ]
+        {
+            "component": component, "kind": name, "modules": len(modules), "ranks": _ranks(modules),
+            "scales": _scales(modules), "norm": _norm(modules, norms),
+            "zero_modules": sum(norms[module.name] == 0 for module in modules),
+        }
+        for (component, name), modules in sorted(groups.items(), key=lambda item: item[0])
+    ]  # fmt: skip
 
 
-def _not_finite(module: Module) -> list[dict[str, Any]]:
-    """Which tensors of a module hold NaN or infinity, and how many."""
-    update = module.update
-    if isinstance(update, Opaque):
-        return []
-    matrices = [update.diff] if isinstance(update, Full) else [update.up, update.down]
-    found = []
-    for matrix in matrices:
-        count = int((~np.isfinite(_read(matrix))).sum())
-        if count:
-            found.append({"module": module.name, "key": matrix.keys[0], "values": count})
-    return found
+def _ranks(modules: Iterable[Module]) -> dict[int, int]:
+    """Rank -> number of modules, for those that are made of factors."""
+    ranks = Counter(module.update.rank for module in modules if isinstance(module.update, LowRank))
+    return dict(sorted(ranks.items()))
 
 
-def _not_finite_vectors(adapter: Adapter) -> list[dict[str, Any]]:
-    found = []
-    for vector in adapter.vectors.values():
-        count = int((~np.isfinite(vector.tensor.read().astype(np.float64))).sum())
-        if count:
-            found.append({"module": vector.name, "key": vector.tensor.key, "values": count})
-    return found
+def _scales(modules: Iterable[Module]) -> list[dict[str, Any]]:
+    """Effective scales, the most frequent first, and how each is known."""
+    updates = [module.update for module in modules if not isinstance(module.update, Opaque)]
+    found = Counter((update.scale, update.scale_from) for update in updates)
+    return [{"scale": scale, "known_from": why, "modules": count} for (scale, why), count in found.most_common()]
+
+
+def _not_finite(adapter: Adapter, norms: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """Which tensors hold NaN or infinity, and how many; only the modules whose norm gives it away are looked at."""
+    suspects = []
+    for name, norm in norms.items():
+        if norm is not None and not isfinite(norm):
+            update = adapter.modules[name].update
+            matrices = [getattr(update, side) for side in ("up", "down", "diff") if hasattr(update, side)]
+            suspects += [(name, matrix.keys[0], matrix.read()) for matrix in matrices]
+    suspects += [(vector.name, vector.tensor.key, vector.tensor.read()) for vector in adapter.vectors.values()]
+    counts = [(name, key, int((~np.isfinite(array.astype(np.float64))).sum())) for name, key, array in suspects]
+    return [{"module": name, "key": key, "values": count} for name, key, count in counts if count]
 
 
 def sentence(description: Mapping[str, Any]) -> str:
@@ -174,9 +173,12 @@ def sentence(description: Mapping[str, Any]) -> str:
     Args:
         description: from `describe`.
     """
-    ranks, scales = description["ranks"], {scale["scale"] for scale in description["scales"]}
+    ranks = description["ranks"]
+    scales = {scale["scale"] for group in description["groups"] for scale in group["scales"]}
     kinds = list(dict.fromkeys(name.partition(" (")[0] for name in description["kinds"]))
-    text = f"{' and '.join(kinds) or 'An adapter'} for {description['base']['title']}, {description['modules']} modules"
+    base = description["base"]["title"] if description["base"]["name"] else "an unknown base"
+    count = description["modules"]
+    text = f"{' and '.join(kinds) or 'Adapter'} for {base}: {count} module{'' if count == 1 else 's'}"
     if len(ranks) == 1:
         text += f" of rank {next(iter(ranks))}"
     elif ranks:

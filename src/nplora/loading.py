@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from .adapter import VECTOR_ROLES, Adapter, Module, Origin, Vector
-from .adapters import Factor, Full, Group, LowRank, Opaque, Update, kind_of
+from .adapters import Factor, Full, Group, LowRank, Matrix, Opaque, Update, kind_of, take_rows
 from .errors import InputError
 from .formats import Detection, detect
 from .formats.keys import Key, split
@@ -68,6 +69,8 @@ def _group(file: TensorFile) -> tuple[dict[str, Group], dict[str, Tensor]]:
             continue
         if found.adapter is not None:
             names.setdefault(found.adapter, key)
+            if len(names) > 1:
+                continue  # refused below, whatever else is wrong
         _put(tensors.setdefault(found.module, {}), found, tensor, file.path)
         suffixes.setdefault(found.module, {})[found.role] = found.suffix
     if len(names) > 1:
@@ -123,24 +126,21 @@ class _Reader:
         component, parts = self._resolve(module)
         origin = Origin(module, parts, self.detection.formats[module], group.suffixes)
         kind = kind_of(group)
-        vectors = {role: tensor for role, tensor in group.tensors.items() if role in VECTOR_ROLES}
+        vectors = {role: t for role, t in group.tensors.items() if role in VECTOR_ROLES and role != "diff"}
         if kind is not None:
             weights = replace(group, tensors={r: t for r, t in group.tensors.items() if r not in vectors})
             scale, scale_from = self.scales.of(weights, component, parts[0].name)
             update = kind.read(weights, scale, scale_from)
-            if isinstance(update, Full) and len(group.tensors["diff"].shape) == 1:
-                vectors["w_norm"] = group.tensors["diff"]  # a norm's or bias-like weight: no input side to project
+            if isinstance(update, Full) and "diff" in group.tensors and len(group.tensors["diff"].shape) == 1:
+                vectors["diff"] = group.tensors["diff"]  # a norm's or bias-like weight: no input side to project
             else:
                 for part, piece in _split_update(update, parts, group):
-                    self._keep(Module(f"{component}.{part.name}", piece, origin))
+                    self._keep(Module(f"{component}.{part.name}", self._with_kernel(piece, component, part), origin))
         for role, tensor in vectors.items():
-            if len(parts) > 1:
-                raise group.error(
-                    "a bias on a fused projection is not supported", role, hint="Please report this file."
-                )
             own_scale = self.scales.of(group, component, parts[0].name)[0] if role == "bias" and kind else 1.0
-            vector = Vector(f"{component}.{parts[0].name}", role, tensor, own_scale, origin)
-            self.vectors[vector.target] = vector
+            for part in parts:
+                vector = Vector(f"{component}.{part.name}", role, _take_vector(tensor, part), own_scale, origin)
+                self.vectors[vector.target] = vector
 
     def _resolve(self, module: str) -> tuple[str, tuple[Part, ...]]:
         """The component and the canonical parts behind a module's name."""
@@ -158,6 +158,15 @@ class _Reader:
             place.slot or "", "unknown"
         )
         return component, (Part(place.body),)
+
+    def _with_kernel(self, update: Update, component: str, part: Part) -> Update:
+        """LyCORIS flattens kernels away: the base's shape tells a convolution from a linear layer."""
+        if update.kernel or isinstance(update, Opaque) or self.layout is None:
+            return update
+        shape = self.layout.shape(component, part.name)
+        if shape is None or len(shape) < 3 or prod(shape[1:]) != update.size[1]:
+            return update
+        return replace(update, kernel=tuple(shape[2:]))
 
     def _keep(self, module: Module) -> None:
         name = module.name
@@ -186,6 +195,13 @@ def _equal(one: Update, other: Update) -> bool:
     )
 
 
+def _take_vector(tensor: Tensor, part: Part) -> Tensor:
+    """The numbers of a bias that belong to one part of a fused projection, in canonical order."""
+    if part.rows is None and not part.swap:
+        return tensor
+    return Tensor.of(tensor.key, take_rows(Factor(tensor), part.rows, part.swap).read().reshape(-1))
+
+
 def _split_update(update: Update, parts: tuple[Part, ...], group: Group) -> Iterator[tuple[Part, Update]]:
     """The update of each canonical part: rows of the up factor; the down factor is shared."""
     if len(parts) == 1 and not parts[0].swap and parts[0].rows is None:
@@ -197,30 +213,24 @@ def _split_update(update: Update, parts: tuple[Part, ...], group: Group) -> Iter
             hint="It comes with a later version of nplora.",
         )  # fmt: skip
     if isinstance(update, Full):
-        factor = update.diff
-        assert isinstance(factor, Factor)
         for part in parts:
-            taken = factor.take(rows=part.rows)
-            yield part, replace(update, diff=taken.swapped() if part.swap else taken)
+            yield part, replace(update, diff=take_rows(update.diff, part.rows, part.swap))
         return
-    up, down = update.up, update.down
-    assert isinstance(up, Factor)
-    blocks = _block_diagonal(up, parts)
+    blocks = _block_diagonal(update.up, parts)
     for index, part in enumerate(parts):
         if blocks:
             width = update.rank // len(parts)
             columns = (index * width, (index + 1) * width)
-            assert isinstance(down, Factor)
-            yield part, replace(update, up=up.take(part.rows, columns), down=down.take(rows=columns))
+            assert isinstance(update.up, Factor) and isinstance(update.down, Factor)
+            yield part, replace(update, up=update.up.take(part.rows, columns), down=update.down.take(rows=columns))
         else:
-            taken = up.take(rows=part.rows)
-            yield part, replace(update, up=taken.swapped() if part.swap else taken)
+            yield part, replace(update, up=take_rows(update.up, part.rows, part.swap))
 
 
-def _block_diagonal(up: Factor, parts: tuple[Part, ...]) -> bool:
+def _block_diagonal(up: Matrix, parts: tuple[Part, ...]) -> bool:
     """Whether each part uses its own share of the ranks only (a joined file): exact zeros elsewhere."""
     count, rank = len(parts), up.shape[1]
-    if count < 2 or rank % count or up.transposed:
+    if count < 2 or rank % count or not isinstance(up, Factor) or up.transposed:
         return False
     matrix, width = up.read(), rank // count
     for index, part in enumerate(parts):

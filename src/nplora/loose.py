@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .adapter import Vector
 from .adapters import Full, LowRank, Matrix, Opaque, Update
 from .dense import fuse_dense
+from .formats import Spelling
+from .layouts import Part
 from .naming import Naming
+from .pairing import match_key
 from .plan import Plan, join
 from .storage import Tensor, cast, numpy_dtype, wider
 
@@ -29,6 +33,17 @@ class Loose:
     added: list[str] = field(default_factory=list)  # biases and norms that were added up
     copied: list[str] = field(default_factory=list)  # foreign keys
     used: set[str] = field(default_factory=set)
+    pieces: dict[str, tuple[Spelling, dict[str, NDArray[np.generic]]]] = field(default_factory=dict)
+
+    def put(self, spelling: Spelling, suffix: str, name: str, numbers: NDArray[np.generic]) -> None:
+        """Keep the numbers of a canonical module for the tensor that its module of the file stores."""
+        parts = self.pieces.setdefault(join(spelling.module, suffix), (spelling, {}))[1]
+        parts[name.partition(".")[2]] = numbers
+
+    def finish(self) -> None:
+        """Make the tensors: rows of a fused projection in their places, halves as the file has them."""
+        for key, (spelling, parts) in self.pieces.items():
+            self.tensors.append(Tensor.of(key, _joined(spelling, parts)))
 
 
 def loose_tensors(fusion: Fusion, naming: Naming, plan: Plan) -> Loose:
@@ -41,23 +56,39 @@ def loose_tensors(fusion: Fusion, naming: Naming, plan: Plan) -> Loose:
         elif any(isinstance(kind, Full) for kind in kinds):
             _full(module, fusion.parameters, naming, loose)
     _vectors(fusion, naming, plan, loose)
+    loose.finish()
     _others(fusion, naming, plan, loose)
     return loose
 
 
-def _name(name: str, origin: Origin, naming: Naming) -> str | None:
+def _joined(spelling: Spelling, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.generic]:
+    places = {part.name: part for part in spelling.parts}
+    first = next(iter(parts.values()))
+    if len(places) == 1:
+        (part,) = places.values()
+        return np.roll(first, first.shape[0] // 2, axis=0) if part.swap else first
+    dtype = np.result_type(*(numbers.dtype for numbers in parts.values()))
+    last = spelling.parts[-1].rows
+    assert last is not None
+    out = np.zeros((last[1], *first.shape[1:]), dtype)
+    for name, numbers in parts.items():
+        rows = places[name].rows
+        assert rows is not None
+        out[rows[0] : rows[1]] = cast(numbers, dtype)
+    return out
+
+
+def _spelling(name: str, origin: Origin, naming: Naming) -> Spelling | None:
     if naming.keep and origin.format == naming.format.name:
-        return origin.module
+        return Spelling(origin.module, origin.parts)
     component, _, path = name.partition(".")
-    spelling = naming.format.spell(component, path, naming.layout)
-    if spelling is None or len(spelling.parts) > 1:
-        return None
-    return spelling.module
+    return naming.format.spell(component, path, naming.layout)
 
 
 def _carry(module: Module, naming: Naming, loose: Loose) -> None:
     assert isinstance(module.update, Opaque)
-    name = _name(module.name, module.origin, naming)
+    spelling = _spelling(module.name, module.origin, naming)
+    name = spelling.module if spelling is not None and len(spelling.parts) == 1 else None
     for suffix, tensor in module.update.parts.items():
         if name is None:
             loose.left_out[tensor.key] = f"{naming.format.title} has no name for this {module.update.kind} module"
@@ -68,9 +99,9 @@ def _carry(module: Module, naming: Naming, loose: Loose) -> None:
 
 def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loose: Loose) -> None:
     first = module.modules[0]
-    name = _name(module.name, first.origin, naming)
+    spelling = _spelling(module.name, first.origin, naming)
     keys = [key for member in module.modules for key in member.update.keys]
-    if name is None or naming.format.name in ("diffusers", "peft"):
+    if spelling is None or naming.format.name in ("diffusers", "peft"):
         loose.left_out.update((key, f"{naming.format.title} has no place for a full matrix") for key in keys)
         return
     if len(module.modules) == 2:
@@ -83,7 +114,7 @@ def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loo
     stored = [matrix.dtype for member in module.modules for matrix in _matrices(member.update)]
     dtype = naming.dtype or wider(stored)
     shape = (dense.shape[0], -1, *first.update.kernel) if first.update.kernel else dense.shape
-    loose.tensors.append(Tensor.of(join(name, ".diff"), cast(dense.reshape(shape), numpy_dtype(dtype))))
+    loose.put(spelling, ".diff", module.name, cast(dense.reshape(shape), numpy_dtype(dtype)))
     loose.used.update(keys)
 
 
@@ -102,24 +133,30 @@ def _vectors(fusion: Fusion, naming: Naming, plan: Plan, loose: Loose) -> None:
             strict=True,
         )
     )
-    targets: dict[tuple[str, str], list[tuple[float, Vector]]] = {}
+    components = fusion.parameters["components"]
+    targets: dict[tuple[tuple[str, str], str], list[tuple[float, Vector]]] = {}
     for role, adapter in fusion.inputs.items():
-        for target, vector in adapter.vectors.items():
-            if strengths[role]:
-                targets.setdefault(target, []).append((strengths[role] * vector.scale, vector))
+        for vector in adapter.vectors.values():
+            if components is not None and vector.name.partition(".")[0] not in components:
+                loose.left_out[vector.tensor.key] = "not among --components"
+            elif strengths[role]:
+                key = match_key(vector.name), vector.target[1]
+                targets.setdefault(key, []).append((strengths[role] * vector.scale, vector))
             else:
                 loose.left_out[vector.tensor.key] = f"{role} strength is 0"
-    for (module, what), vectors in targets.items():
-        _vector(module, what, vectors, naming, plan, loose)
+    for (_, what), vectors in targets.items():
+        _vector(vectors[0][1].name, what, vectors, naming, plan, loose)
 
 
 def _vector(
     module: str, what: str, vectors: list[tuple[float, Vector]], naming: Naming, plan: Plan, loose: Loose
 ) -> None:
     first = vectors[0][1]
-    name = _name(module, first.origin, naming)
+    spelling = _spelling(module, first.origin, naming)
+    if spelling is None and module in plan.unnamed:
+        spelling = Spelling(plan.modules[module], (Part(module.partition(".")[2]),))
     role, factor = _vector_role(module, what, first, naming, plan)
-    if name is None or role is None:
+    if spelling is None or role is None:
         for _, vector in vectors:
             loose.left_out[vector.tensor.key] = f"{naming.format.title} has no place for a {what} delta here"
         return
@@ -133,13 +170,15 @@ def _vector(
     suffix = (
         first.origin.suffixes.get(first.role) if naming.keep and first.origin.format == naming.format.name else None
     )
-    loose.tensors.append(Tensor.of(join(name, suffix or _VECTOR_SUFFIX[role]), total))
+    loose.put(spelling, suffix or _VECTOR_SUFFIX[role], module, total)
     loose.used.update(vector.tensor.key for _, vector in vectors)
     if len(vectors) > 1:
         loose.added.append(f"{module} ({what})")
 
 
-_VECTOR_SUFFIX = {"diff_b": ".diff_b", "bias": ".lora_B.bias", "w_norm": ".w_norm", "b_norm": ".b_norm"}
+_VECTOR_SUFFIX = {
+    "diff_b": ".diff_b", "bias": ".lora_B.bias", "w_norm": ".w_norm", "b_norm": ".b_norm", "diff": ".w_norm"
+}  # fmt: skip
 
 
 def _vector_role(module: str, what: str, vector: Vector, naming: Naming, plan: Plan) -> tuple[str | None, float]:

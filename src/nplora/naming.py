@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -58,10 +58,42 @@ def resolve_naming(adapters: Sequence[Adapter], format: str, dtype: str) -> Nami
     layout = next((adapter.layout for adapter in adapters if adapter.layout), None)
     kind = WRITABLE.get(dtype)
     if format in ("auto", "same"):
-        return Naming(adapters[0].format, layout, True, kind)
+        return _kept_naming(adapters, layout, kind)
     if format not in all_formats():
         raise UsageError(f"unknown format {format!r}", expected=" or ".join(("same", "kohya", "diffusers", "peft")))
     return Naming(all_formats()[format], layout, layout is None, kind)
+
+
+def _kept_naming(adapters: Sequence[Adapter], layout: Layout | None, dtype: str | None) -> Naming:
+    """The first adapter's names for the output, unless readers would not understand all of them together.
+
+    Two dialects of one format (SDXL's original and its diffusers names in kohya files, the prefixes of several
+    trainers) are a mixture of which diffusers drops a part in silence: then all modules get the table's names. A
+    module that the format has no word for (attention processors name nothing else) turns the output to diffusers.
+    """
+    naming = Naming(adapters[0].format, layout, True, dtype)
+    if layout is None:
+        return naming
+    prefixes: dict[str, set[str]] = {}
+    paths: dict[str, set[str]] = {}
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter):
+        origins = [adapter[name].origin for adapter in adapters if name in adapter]
+        component, _, path = name.partition(".")
+        written = next((origin.module for origin in origins if origin.format == naming.format.name), None)
+        if written is None:
+            spelling = naming.format.spell(component, path, layout)
+            if spelling is None:
+                return Naming(all_formats()["diffusers"], layout, False, dtype)
+            written = spelling.module
+        written, own, native = (word.replace(".", "_") for word in (written, path, layout.native(component, path)[0]))
+        for dialect, body in (("canonical", own), ("native", native)):
+            if written.endswith(body):
+                prefixes.setdefault(component, set()).add(written.removesuffix(body))
+                if own != native:
+                    paths.setdefault(component, set()).add(dialect)
+                break
+    mixed = any(len(found) > 1 for found in (*prefixes.values(), *paths.values()))
+    return replace(naming, keep=not mixed or len(adapters) == 1)
 
 
 def target_path(path: str | os.PathLike[str], format: Format, inputs: Sequence[Adapter]) -> Path:

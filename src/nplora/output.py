@@ -76,12 +76,12 @@ def save_fusion(
 
 
 def save_adapter(
-    adapter: Adapter, path: str | os.PathLike[str], format: str, dtype: str, overwrite: bool
+    adapter: Adapter, path: str | os.PathLike[str], format: str, dtype: str, overwrite: bool, components: object = None
 ) -> dict[str, Any]:
     """Write one adapter in another format; see `Adapter.save`."""
     from .fusion import alone
 
-    return save_fusion(alone(adapter), path, format, dtype, overwrite)
+    return save_fusion(alone(adapter, components), path, format, dtype, overwrite)
 
 
 def _members(module: FusedModule) -> list[tuple[str, Module, float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +103,7 @@ def _candidates(name: str, output: Adapter) -> Iterator[Path]:
         return
     for folder in dict.fromkeys((file.parent, file.parent.parent, Path.cwd())):
         path = folder / name
-        if path.exists() and not os.path.samefile(path, file) and not os.path.samefile(path, output.path):
+        if path.exists() and not any(path.samefile(own) for own in (file, output.path)):
             yield path
 
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from .adapters import Group, read_scalar
+from .adapters import Group, kind_of, read_scalar
 from .errors import InputError
 
 
@@ -33,7 +33,8 @@ class Scales:
         Raises:
             InputError: alpha is 0 (programs disagree on what that means) or not finite.
         """
-        rank = _rank(group)
+        kind = kind_of(group)
+        rank = kind.alpha_rank(group) if kind is not None else None
         scale, source = self._find(group, component, path, rank)
         self._counts[source] += 1
         if not math.isfinite(scale):
@@ -79,13 +80,6 @@ class Scales:
                 "and ComfyUI do (diffusers would take the most common alpha)"
             )
         return tuple(notes)
-
-
-def _rank(group: Group) -> int | None:
-    for role, axis in (("down", 0), ("down_transposed", 1)):
-        if role in group.tensors and len(group.tensors[role].shape) > axis:
-            return group.tensors[role].shape[axis]
-    return None
 
 
 def _adapter_metadata(metadata: Mapping[str, str], file: str) -> dict[str, dict[str, object]]:

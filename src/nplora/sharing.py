@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Stacked:
     """Matrices one below the other."""
 
     parts: tuple[Matrix, ...]
@@ -55,7 +55,7 @@ def share_jobs(modules: MutableMapping[str, FusedModule]) -> None:
     for group in groups.values():
         jobs = [module.job for module in group if module.job is not None]
         if len(group) > 1 and _one_down(jobs) and all(_spans_rows(job) for job in jobs):
-            ups = tuple(Rows(tuple(getattr(job, side)[0] for job in jobs)) for side in ("subject", "style"))
+            ups = tuple(Stacked(tuple(getattr(job, side)[0] for job in jobs)) for side in ("subject", "style"))
             name = group[0].style.origin.module  # type: ignore[union-attr]
             shared = Job(
                 f"input:{name}",
@@ -92,4 +92,4 @@ def _spans_rows(job: Job) -> bool:
     return bool(well_conditioned(down @ down.T, up.T @ up, up))
 
 
-__all__ = ["LowRank", "Rows", "share_jobs"]
+__all__ = ["LowRank", "Stacked", "share_jobs"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,12 @@ class Verification:
     @property
     def worst(self) -> Check:
         """The module nearest to its bound, or furthest over it."""
-        return max(self.checks, key=lambda check: (check.severity, check.error), default=Check("", 0.0, 0.0))
+        return max(self.checks, key=lambda check: (check.severity, check.bound), default=Check("", 0.0, 0.0))
 
     @property
     def error(self) -> float:
-        """The largest relative error of all modules that are within their bounds, or of those over them."""
-        over = [check.error for check in self.checks if not check.passed]
-        return max(over or [check.error for check in self.checks], default=0.0)
+        """The relative error of the worst module."""
+        return self.worst.error
 
     @property
     def bound(self) -> float:
@@ -63,17 +63,17 @@ class Verification:
     @property
     def sentence(self) -> str:
         """The result in words."""
-        name, over = os.path.basename(self.output.rstrip("/")), [check for check in self.checks if not check.passed]
+        name, over = Path(self.output).name, [check for check in self.checks if not check.passed]
         if self.passed:
             return (
-                f"{name} is what its recipe says: {_count(len(self.checks), 'module')} recomputed, worst relative error "
-                f"{self.error:.1e}, bound {self.bound:.1e}."
+                f"{name} is what its recipe says: {_count(len(self.checks), 'module')} recomputed, "
+                f"worst relative error {self.error:.1e}, bound {self.bound:.1e}."
             )
         faults = []
         if over:
             worst = self.worst
             error = (
-                "values that are not comparable"
+                "values that cannot be compared"
                 if np.isinf(worst.error)
                 else f"{worst.error:.1e}, bound {worst.bound:.1e}"
             )
@@ -165,7 +165,7 @@ def _fusion(
     unknown = set(parameters) - {parameter.name for parameter in NUMERIC}
     if unknown:
         raise UsageError(
-            f"{sorted(unknown)[0]} changes no number, so there is nothing to verify with it",
+            f"{min(unknown)} changes no number, so there is nothing to verify with it",
             expected=", ".join(parameter.name for parameter in NUMERIC),
         )
     inputs = {}
@@ -176,7 +176,8 @@ def _fusion(
         elif source is not None:
             inputs[role] = find_input(role, source, made)
     if "style" not in inputs:
-        return alone(inputs["subject"])
+        components = parameters.get("components") or (recipe.parameters["components"] if recipe else None)
+        return alone(inputs["subject"], components)
     if recipe is not None and recipe.method not in ("np", "convert"):
         raise InputError(
             f"the method {recipe.method!r} of the recipe is not known", file=made.path, hint="Update nplora."
@@ -205,7 +206,9 @@ def _check_vectors(fusion: Fusion, made: Adapter) -> Verification:
                 key = match_key(vector.name), vector.target[1]
                 expected.setdefault(key, []).append((strength * vector.scale, vector))
     found = {(match_key(vector.name), vector.target[1]): vector for vector in made.vectors.values()}
-    checks, missing, left_out = [], [], []
+    checks = []
+    missing: list[str] = []
+    left_out: list[str] = []
     for key, parts in expected.items():
         other = found.pop(key, None)
         if other is not None:

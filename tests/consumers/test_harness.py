@@ -1,4 +1,4 @@
-"""The harness in `tiny.py` is right, and fails where it should: each test's name is a fact about a consumer."""
+"""The harness in `harness.py` is right, and fails where it should: each test's name is a fact about a consumer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from consumers import tiny
-from consumers.tiny import assert_deltas, dense, effective_deltas, lora_state, peft_deltas, random_spec, tiny_pipeline
+from consumers.harness import assert_deltas, effective_deltas, peft_deltas
+from consumers.tiny import modules_of, tiny_pipeline
+from consumers.writer import Factors, dense, lora_state, random_spec, write_lora
 
 pytestmark = pytest.mark.consumer
 
@@ -72,7 +73,7 @@ def test_assert_deltas_sees_what_is_missing_extra_wrong_or_turned(got):
 )
 def test_every_naming_gives_exactly_the_dense_deltas(kind, naming, only, tmp_path):
     spec = random_spec(kind, only)
-    path = tiny.write_lora(tmp_path / "lora.safetensors", spec, naming)
+    path = write_lora(tmp_path / "lora.safetensors", spec, naming)
     assert_deltas(effective_deltas(tiny_pipeline(kind), path), dense(spec))
 
 
@@ -96,13 +97,13 @@ def test_a_wan_file_goes_into_the_second_expert_when_told():
 
 @pytest.mark.parametrize(("kind", "count"), [("sd15", 192), ("sdxl", 722)])
 def test_a_tiny_unet_has_the_attention_modules_of_the_real_one(kind, count):
-    names = tiny.modules_of(tiny_pipeline(kind))
+    names = modules_of(tiny_pipeline(kind))
     assert sum(bool(re.match(r"unet\..*attentions", name)) for name in names) == count
 
 
 def test_the_deltas_are_what_fuse_lora_adds_to_the_weights(tmp_path):
     pipe, spec = tiny_pipeline("sd15"), random_spec("sd15", r"unet\.(down_blocks\.0|mid_block)")
-    path = tiny.write_lora(tmp_path / "lora.safetensors", spec, "kohya")
+    path = write_lora(tmp_path / "lora.safetensors", spec, "kohya")
     deltas, modules = effective_deltas(pipe, path), {n: pipe.unet.get_submodule(n[5:]) for n in spec}
     before = {n: module.weight.detach().clone() for n, module in modules.items()}
     pipe.load_lora_weights(path)
@@ -250,7 +251,7 @@ def peft_spec(only=ATTENTION):
 @pytest.mark.parametrize("rslora", [False, True])
 def test_a_peft_folder_with_rank_and_alpha_patterns_and_rslora(rslora, tmp_path):
     unet, spec = tiny_pipeline("sd15").unet, peft_spec(r"unet\.(down_blocks\.0|mid_block)")
-    tiny.write_lora(tmp_path / "lora", spec, "peft", use_rslora=rslora)
+    write_lora(tmp_path / "lora", spec, "peft", use_rslora=rslora)
     assert_deltas(peft_deltas(unet, tmp_path / "lora"), dense(spec))
     assert not hasattr(unet, "peft_config")
     assert not any(isinstance(module, BaseTunerLayer) for module in unet.modules())
@@ -259,8 +260,8 @@ def test_a_peft_folder_with_rank_and_alpha_patterns_and_rslora(rslora, tmp_path)
 def test_peft_fan_in_fan_out_gives_the_delta_in_the_base_layout(tmp_path):
     model = torch.nn.ModuleDict({"c_attn": Conv1D(12, 8)})  # its weight is (in, out) = (8, 12)
     rng = np.random.default_rng(0)
-    factors = tiny.Factors(rng.random((12, 2), "f"), rng.random((2, 8), "f"), 0.5)
-    tiny.write_lora(tmp_path / "lora", {"c_attn": factors}, "peft", fan_in_fan_out=True)
+    factors = Factors(rng.random((12, 2), "f"), rng.random((2, 8), "f"), 0.5)
+    write_lora(tmp_path / "lora", {"c_attn": factors}, "peft", fan_in_fan_out=True)
     assert_deltas(peft_deltas(model, tmp_path / "lora"), {"c_attn": dense({"": factors})[""].T})
 
 
@@ -288,7 +289,7 @@ def test_a_peft_dora_delta_is_the_merged_weight_less_the_base(tmp_path):
     ],
 )
 def test_a_peft_folder_with_missing_or_unexpected_keys_is_refused(edit, message, tmp_path):
-    folder = tiny.write_lora(tmp_path / "lora", peft_spec(), "peft")
+    folder = write_lora(tmp_path / "lora", peft_spec(), "peft")
     save_file(edit(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
     with pytest.raises(AssertionError, match=message):
         peft_deltas(tiny_pipeline("sd15").unet, folder)

@@ -171,3 +171,20 @@ def suffixed_tensors(modules: Mapping[str, Factors], up: str, down: str, *, tran
 
 def peft_tensors(modules: Mapping[str, Factors]) -> dict[str, np.ndarray]:
     return suffixed_tensors(modules, ".lora_B.weight", ".lora_A.weight")
+
+
+# ------------------------------------------------------------------------------------------ what rounding may do
+
+
+def allowed(modules: list[tuple[Factors, float]], dtype: str, arithmetic: float = 2.0**-22) -> float:
+    """How far (Frobenius) the product of a written stack may be from ``sum_i w_i dW_i``.
+
+    Each down factor is rounded once to the output's type, the scale to float32, and the arithmetic before that is
+    at least as good as `arithmetic`; errors pass through ``|B|``.
+    """
+    total = 0.0
+    for module, strength in modules:
+        up, down = np.abs(module.up.astype(np.float64)), np.abs(module.down.astype(np.float64))
+        size = abs(strength * module.scale) * np.linalg.norm(up @ down)
+        total += (ROUNDOFF[dtype] + arithmetic) * size + STEP[dtype] * np.linalg.norm(up) * np.sqrt(down.size)
+    return float(total)

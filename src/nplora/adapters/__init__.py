@@ -90,6 +90,40 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a matrix that is computed when it is read; ranges are read one after the other."""
+
+    matrix: Matrix
+    rows: tuple[tuple[int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(stop - start for start, stop in self.rows), self.matrix.shape[1]
+
+    @property
+    def dtype(self) -> str:
+        return self.matrix.dtype
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.matrix.keys
+
+    def read(self) -> NDArray[np.generic]:
+        array = self.matrix.read()
+        return np.concatenate([array[start:stop] for start, stop in self.rows])
+
+
+def take_rows(matrix: Matrix, rows: tuple[int, int] | None, swap: bool) -> Matrix:
+    """A row range of a matrix, with its two halves exchanged if asked."""
+    if isinstance(matrix, Factor):
+        taken = matrix.take(rows=rows)
+        return taken.swapped() if swap else taken
+    start, stop = rows or (0, matrix.shape[0])
+    middle = (start + stop) // 2
+    return Rows(matrix, ((middle, stop), (start, middle)) if swap else ((start, stop),))
+
+
+@dataclass(frozen=True, slots=True)
 class LowRank:
     """``dW = scale * up @ down``: up (out, r), down (r, in*kh*kw); ``kernel`` is () for a linear layer."""
 
@@ -200,6 +234,7 @@ class Kind:
         size: the weight's (out, in*kernel) from the header alone, or None where it cannot be told.
         read: (group, scale, how the scale is known) -> update.
         priority: the higher is asked first; a module with a DoRA magnitude is DoRA, not LoRA.
+        alpha_rank: what alpha is divided by; None where the module has no scale.
     """
 
     name: str
@@ -207,6 +242,7 @@ class Kind:
     size: Callable[[Group], tuple[int, int] | None]
     read: Callable[[Group, float, str], Update]
     priority: int = 0
+    alpha_rank: Callable[[Group], int | None] = lambda _: None
 
 
 @lru_cache(maxsize=1)

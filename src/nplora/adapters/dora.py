@@ -16,4 +16,4 @@ def read(group: Group, scale: float, scale_from: str) -> Update:
     return opaque(group, "DoRA", size(group))
 
 
-KINDS = (Kind("DoRA", frozenset({"dora"}), size, read, priority=3),)
+KINDS = (Kind("DoRA", frozenset({"dora"}), size, read, priority=3, alpha_rank=lora.alpha_rank),)

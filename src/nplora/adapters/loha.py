@@ -1,22 +1,114 @@
-"""LoHa: ``dW = (w1_a w1_b) * (w2_a w2_b)``. Recognised and carried along; its exact factors are still to come."""
+"""LoHa: ``dW = scale * (w1_a w1_b) * (w2_a w2_b)`` elementwise, as exact low-rank factors.
+
+The Hadamard product of two low-rank matrices is low-rank: with the row-wise Khatri-Rao product
+``B[o,(i,j)] = w1_a[o,i] w2_a[o,j]`` and ``A[(i,j),n] = w1_b[i,n] w2_b[j,n]`` it is ``B A``, rank r1 * r2.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
-from . import Group, Kind, Update, opaque
+import numpy as np
+from numpy.typing import NDArray
+
+from ..storage import FLOATS, Tensor, wider
+from . import Group, Kind, LowRank, Update
+
+NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+
+
+@dataclass(frozen=True, slots=True)
+class KhatriRao:
+    """Products of every pair of ranks: rows (i, j) are ``one[i] * two[j]``; ``up`` gives the transposed factor.
+
+    A product of two 16-bit numbers fits float32 exactly. With cores (Tucker LoHa) the downs are contracted first.
+    """
+
+    one: Tensor
+    two: Tensor
+    cores: tuple[Tensor, Tensor] | None = None
+    up: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        if self.up:
+            heights = (self._up(self.one).shape, self._up(self.two).shape)
+            return heights[0][0], heights[0][1] * heights[1][1]
+        kernel = prod(self.cores[0].shape[2:]) if self.cores else 1
+        ranks = [core.shape[0] for core in self.cores] if self.cores else [self.one.shape[0], self.two.shape[0]]
+        return ranks[0] * ranks[1], prod(self.one.shape[1:]) * kernel
+
+    @property
+    def dtype(self) -> str:
+        return wider([self.one.dtype, self.two.dtype, "F32"])
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(tensor.key for tensor in (self.one, self.two, *(self.cores or ())))
+
+    def read(self) -> NDArray[Any]:
+        if self.up:
+            one, two = self._up(self.one), self._up(self.two)
+            return (one[:, :, None] * two[:, None, :]).reshape(self.shape)
+        one, two = (self._down(index) for index in (0, 1))
+        return (one[:, None, :] * two[None, :, :]).reshape(self.shape)
+
+    def _up(self, tensor: Tensor) -> NDArray[np.float64]:
+        matrix = tensor.read().astype(np.float64).reshape(tensor.shape[0], -1)
+        return matrix.T if self.cores else matrix  # Tucker files store the outer factors transposed
+
+    def _down(self, index: int) -> NDArray[np.float64]:
+        tensor = (self.one, self.two)[index]
+        down = tensor.read().astype(np.float64).reshape(tensor.shape[0], -1)
+        if self.cores is None:
+            return down
+        core = self.cores[index].read().astype(np.float64)
+        flat = core.reshape(*core.shape[:2], -1)
+        contracted: NDArray[np.float64] = np.einsum("ijk,jc->ick", flat, down).reshape(core.shape[0], -1)
+        return contracted
+
+
+def _matrices(group: Group) -> tuple[KhatriRao, KhatriRao]:
+    for name in NAMES:
+        tensor = group.tensors.get(name)
+        if tensor is None or len(tensor.shape) < 2 or tensor.dtype not in FLOATS:
+            present = next(iter(group.tensors))
+            raise group.error(
+                "the LoHa module is incomplete", present, expected=f"a float matrix {name} beside it",
+                hint="The file was saved incompletely: get the original.",
+            )  # fmt: skip
+    w1_a, w1_b, w2_a, w2_b = (group.tensors[name] for name in NAMES)
+    cores = (group.tensors["hada_t1"], group.tensors["hada_t2"]) if "hada_t1" in group.tensors else None
+    up, down = KhatriRao(w1_a, w2_a, cores, up=True), KhatriRao(w1_b, w2_b, cores)
+    if up.shape[1] != down.shape[0] or w1_b.shape[1:] != w2_b.shape[1:]:
+        raise group.error(
+            "the LoHa factors do not fit each other", "hada_w1_b", expected=f"rank {up.shape[1]}", got=f"rank {down.shape[0]}"
+        )
+    return up, down
 
 
 def size(group: Group) -> tuple[int, int] | None:
-    a, b = group.tensors.get("hada_w1_a"), group.tensors.get("hada_w1_b")
-    if a is None or b is None or "hada_t1" in group.tensors:
+    a, b, core = (group.tensors.get(name) for name in ("hada_w1_a", "hada_w1_b", "hada_t1"))
+    if a is None or b is None or len(a.shape) < 2 or len(b.shape) < 2:
         return None
-    return a.shape[0], prod(b.shape[1:])
+    out = a.shape[1] if core is not None else a.shape[0]
+    return out, prod(b.shape[1:]) * (prod(core.shape[2:]) if core is not None else 1)
+
+
+def alpha_rank(group: Group) -> int | None:
+    """What alpha is divided by: the rows of ``w1_b``."""
+    tensor = group.tensors.get("hada_w1_b")
+    return tensor.shape[0] if tensor is not None and tensor.shape else None
 
 
 def read(group: Group, scale: float, scale_from: str) -> Update:
-    return opaque(group, "LoHa", size(group))
+    up, down = _matrices(group)
+    core, plain = group.tensors.get("hada_t1"), group.tensors["hada_w1_b"]
+    kernel = tuple(core.shape[2:]) if core is not None else tuple(plain.shape[2:])
+    return LowRank(up, down, scale, scale_from, kernel, kind="LoHa")
 
 
-MARKS = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"})
-KINDS = (Kind("LoHa", MARKS, size, read, priority=2),)
+MARKS = frozenset((*NAMES, "hada_t1", "hada_t2"))
+KINDS = (Kind("LoHa", MARKS, size, read, priority=2, alpha_rank=alpha_rank),)

@@ -46,6 +46,14 @@ def factors(group: Group) -> tuple[Factor, Factor]:
     return up, down
 
 
+def alpha_rank(group: Group) -> int | None:
+    """What alpha is divided by: the rows of the down factor."""
+    for role, axis in (("down", 0), ("down_transposed", 1)):
+        if role in group.tensors and len(group.tensors[role].shape) > axis:
+            return group.tensors[role].shape[axis]
+    return None
+
+
 def _unusable(group: Group, role: str, names: tuple[str, str]) -> InputError:
     tensor = group.tensors.get(role)
     if tensor is None:
@@ -66,4 +74,4 @@ def read(group: Group, scale: float, scale_from: str) -> Update:
     return LowRank(up, down, scale, scale_from, kernel)
 
 
-KINDS = (Kind("LoRA", frozenset({"up", "down", "up_transposed", "down_transposed"}), size, read),)
+KINDS = (Kind("LoRA", frozenset({"up", "down", "up_transposed", "down_transposed"}), size, read, alpha_rank=alpha_rank),)

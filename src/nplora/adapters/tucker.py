@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage import Tensor, wider
-from . import Factor, Group, Kind, LowRank, Update
+from . import Factor, Group, Kind, LowRank, Update, lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +65,4 @@ def read(group: Group, scale: float, scale_from: str) -> Update:
     return LowRank(up, down, scale, scale_from, tuple(group.tensors["mid"].shape[2:]), kind="LoCon (Tucker)")
 
 
-KINDS = (Kind("LoCon (Tucker)", frozenset({"mid"}), size, read, priority=1),)
+KINDS = (Kind("LoCon (Tucker)", frozenset({"mid"}), size, read, priority=1, alpha_rank=lora.alpha_rank),)

@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
         return run(words)
     except KeyboardInterrupt:
-        sys.stderr.write("nplora: interrupted; nothing was changed.\n")
+        sys.stderr.write("nplora: interrupted; no half-written file was left.\n")
         return 130
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from ..parameters import MU
 from .options import take, with_parameters
-from .text import as_json, count, facts, paragraph, say
+from .text import as_json, count, facts, paragraph, say, three
 
 GROUPS = 16  # rows up to which blocks are shown one by one
-SCALE = "overlap: share of the subject that lies in the style's directions. chance: the share of unrelated adapters."
+SCALE = "overlap: share of the subject in the style's directions. chance: the share of unrelated adapters."
 
 
 @click.command(short_help="Say how much two adapters overlap and what mu will do.")
@@ -37,14 +37,29 @@ def command(subject: str, style: str, modules: bool, json_: bool, **values: Any)
     rows = _by_module(found["overlaps"]) if modules else _by_block(found["overlaps"])
     if rows:
         click.echo()
-        cells = [[name, bar(rho), f"{rho:.1%}", f"{chance:.1%}", str(n), f"{a:.3g}", f"{b:.3g}"] for name, n, rho, chance, a, b in rows]
         title = "module" if modules else "block"
-        console().print(table((title, "", "overlap", "chance", "modules", "subject", "style"), cells, 2))
-        say("", click.style(paragraph(SCALE), dim=True))
-    say("", facts(_facts(found)))
+        columns = (title, "", "overlap", "chance", "modules", "subject norm", "style norm")
+        console().print(table(columns, [(row.name, bar(row.rho), *row.numbers) for row in rows], 2))
+        click.echo()
+        say(click.style(paragraph(SCALE), dim=True), facts(_facts(found)))
+    else:
+        say("", facts(_facts(found)))
 
 
-Row = tuple[str, int, float, float, float, float]  # name, modules, rho, chance, norms of subject and style
+class Row(NamedTuple):
+    """A line of the table: energies of its modules added up."""
+
+    name: str
+    modules: int
+    rho: float
+    chance: float
+    subject: float
+    style: float
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        shares = f"{self.rho:.1%}", f"{self.chance:.1%}"
+        return *shares, str(self.modules), three(self.subject), three(self.style)
 
 
 def _by_module(overlaps: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -71,18 +86,22 @@ def _sum(name: str, rows: Sequence[Mapping[str, Any]]) -> Row:
         sum(row[what] * energy for row, energy in zip(rows, energies, strict=True)) / (total or 1.0)
         for what in ("rho", "chance")
     )
-    return name, len(rows), rho, chance, total**0.5, sum(row["style_norm"] ** 2 for row in rows) ** 0.5
+    return Row(name, len(rows), rho, chance, total**0.5, sum(row["style_norm"] ** 2 for row in rows) ** 0.5)
 
 
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     counts, norms, ratio = found["modules"], found["norms"], found["norm_ratio"]
     rows = [("base", found["base"]), ("modules", _counts(counts))]
-    if counts["common"]:
-        rows.append(("all in all", f"overlap {found['rho']:.1%}, chance {found['chance']:.1%}"))
     if ratio:
-        rows.append(("norms", f"subject {norms['subject']:.3g}, style {norms['style']:.3g} in common modules: {_balance(ratio)}"))
+        sizes = f"subject {three(norms['subject'])}, style {three(norms['style'])} in common modules"
+        rows.append(("norms", f"{sizes}: {_balance(ratio)}"))
     if found["median_down_cosine"] is not None:
-        rows.append(("down factors", f"median cosine {found['median_down_cosine']:.2f}: {_STARTS[found['initialisation']]}"))
+        rows.append(
+            (
+                "down factors",
+                f"median cosine {round(found['median_down_cosine'], 2) + 0.0:.2f}: {_STARTS[found['initialisation']]}",
+            )
+        )
     return rows + [("note", note) for note in found["notes"]]
 
 
@@ -96,7 +115,11 @@ _STARTS = {
 
 def _counts(counts: Mapping[str, int]) -> str:
     text = f"{counts['common']} in common"
-    alone = [f"{counts[key]} only in the {role}" for key, role in (("only_subject", "subject"), ("only_style", "style")) if counts[key]]
+    alone = [
+        f"{counts[key]} only in the {role}"
+        for key, role in (("only_subject", "subject"), ("only_style", "style"))
+        if counts[key]
+    ]
     text = ", ".join([text, *alone])
     if counts["not_projected"]:
         text += f"; {count(counts['not_projected'], 'full matrix')} among the common ones not compared"

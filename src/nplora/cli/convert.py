@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import click
 
-from ..parameters import DTYPE, FORMAT
-from .fuse import left_out
+from ..parameters import COMPONENTS, DTYPE, FORMAT
+from .fuse import left_out, require_free
 from .options import take, with_parameters
 from .text import count, facts, paragraph, say, size, write_json
+
+PARAMETERS = (FORMAT, DTYPE, COMPONENTS)
 
 
 @click.command(short_help="Write an adapter in another format or number type.")
 @click.argument("adapter")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The file to write (a folder with --format peft).")
-@with_parameters([FORMAT, DTYPE])
+@with_parameters(PARAMETERS)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists already.")
 @click.option("--report", metavar="FILE.json", help="Write there what became of every key.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
-def command(
-    adapter: str, output: str, overwrite: bool, report: str | None, quiet: bool, **values: str | None
-) -> None:
+def command(adapter: str, output: str, overwrite: bool, report: str | None, quiet: bool, **values: str | None) -> None:
     """Write ADAPTER (a file or a PEFT folder) in another format or number type.
 
     Every module adds the same to its weight as before; only names, scales and the number type change.
@@ -27,8 +27,10 @@ def command(
     from .. import convert, load
     from ..storage import TensorFile
 
+    if report is not None:
+        require_free(report, (adapter, output), overwrite)
     loaded = load(adapter)
-    done = convert(loaded, output, overwrite=overwrite, **take(dict(values), [FORMAT, DTYPE]))
+    done = convert(loaded, output, overwrite=overwrite, **take(dict(values), PARAMETERS))
     if report is not None:
         write_json(report, done)
     if quiet:

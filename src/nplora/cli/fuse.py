@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists already.")
 @click.option("--report", metavar="FILE.json", help="Write the whole report there: every module, every key left out.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
-def command(subject: str, style: str, output: str, overwrite: bool, report: str | None, quiet: bool, **values: Any) -> None:
+def command(
+    subject: str, style: str, output: str, overwrite: bool, report: str | None, quiet: bool, **values: Any
+) -> None:
     """Fuse SUBJECT and STYLE (files, or PEFT folders) into one adapter.
 
     In every module the style's directions are kept from the subject: dW = style + subject (I - g V V^T) with
@@ -35,7 +37,7 @@ def command(subject: str, style: str, output: str, overwrite: bool, report: str 
     from .. import fuse, load
 
     if report is not None:
-        _require_free(report, (subject, style, output), overwrite)
+        require_free(report, (subject, style, output), overwrite)
     with Progress("fusing", quiet=quiet) as progress:
         fusion = fuse(load(subject), load(style), progress=progress, **take(values, FUSE))
         done = fusion.save(output, overwrite=overwrite)
@@ -45,7 +47,12 @@ def command(subject: str, style: str, output: str, overwrite: bool, report: str 
         say(paragraph(f"{done['sentence']} {done['advice']}"), facts(_facts(fusion, done, report)))
 
 
-def _require_free(report: str, others: tuple[str, ...], overwrite: bool) -> None:
+def require_free(report: str, others: tuple[str, ...], overwrite: bool) -> None:
+    """Make sure before the work begins that a report may be written there.
+
+    Raises:
+        UsageError: it would replace an adapter; OutputError: there is a file already.
+    """
     if any(os.path.abspath(report) == os.path.abspath(other) for other in others):  # noqa: PTH100 - paths as given
         raise UsageError("the report would replace an adapter", key=report, hint="Choose another name for the report.")
     if os.path.exists(report) and not overwrite:  # noqa: PTH110 - False for a name too long
@@ -62,14 +69,13 @@ def _facts(fusion: Fusion, done: dict[str, Any], report: str | None) -> list[tup
 
 
 def _made_of(fusion: Fusion, done: dict[str, Any]) -> str:
+    from ..adapters import LowRank
     from ..storage import TensorFile
 
-    ranks: dict[int, int] = {}
-    for module in fusion.modules.values():
-        rank = sum(member.update.rank for member in module.modules if member.update.kind != "full")
-        ranks[rank] = ranks.get(rank, 0) + 1
-    shown = spread(dict(sorted(ranks.items())))
-    return f"{done['format']}, rank {shown}, {size(TensorFile(done['output']).size)}"
+    stacks = ([m.update.rank for m in module.modules if isinstance(m.update, LowRank)] for module in fusion.values())
+    ranks = sorted(sum(stack) for stack in stacks if stack)
+    shown = spread({rank: ranks.count(rank) for rank in dict.fromkeys(ranks)})
+    return ", ".join((done["format"], *([f"rank {shown}"] if shown else []), size(TensorFile(done["output"]).size)))
 
 
 def _modules(counts: dict[str, Any]) -> str:
@@ -93,4 +99,4 @@ def left_out(done: dict[str, Any], report: str | None = None) -> list[tuple[str,
     return rows
 
 
-__all__ = ["command", "left_out"]
+__all__ = ["command", "left_out", "require_free"]

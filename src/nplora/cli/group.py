@@ -15,23 +15,25 @@ from . import ABOUT, COMMANDS, OPTIONS
 class Commands(click.Group):
     """Subcommands are modules of this package; only the one that is called is imported."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click calls it
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"{__package__}.{cmd_name}").command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
             hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(COMMANDS)}."
             raise click.UsageError(f"No such command '{args[0]}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):  # from the table: click would import each command for its sentence
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -44,7 +46,9 @@ def group() -> None:
 
 def render(width: int = 80) -> str:
     """The help as click writes it, for the test that compares it with the quick one."""
-    return group.get_help(click.Context(group, info_name="nplora", terminal_width=width, **group.context_settings)) + "\n"
+    return (
+        group.get_help(click.Context(group, info_name="nplora", terminal_width=width, **group.context_settings)) + "\n"
+    )
 
 
 def invoke(words: Sequence[str]) -> int:

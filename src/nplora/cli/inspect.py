@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from ..errors import NploraError
-from .text import as_json, count, facts, paragraph, printable, say, size, some, spread
+from .text import LABEL, as_json, count, facts, paragraph, printable, say, size, some, spread, three
 
 KNOWN_FROM = {
     "alpha": "alpha keys", "config": "the config beside it", "metadata": "the header", "scale key": "scale keys",
     "assumed 1": "assumed: no alpha", "none needed": "stored in full",
 }  # fmt: skip
-NORM = "norm: size of the change at strength 1, all modules together (Frobenius). scale: what B A is multiplied by."
+LABELS = {
+    "ss_output_name": "saved as", "ss_sd_model_name": "trained on", "ss_base_model_version": "base by trainer",
+    "ss_network_module": "trainer module", "ss_num_train_images": "images", "ss_num_epochs": "epochs",
+    "ss_text_encoder_lr": "text encoder lr", "ss_training_comment": "comment", "modelspec.merged_from": "merged from",
+}  # fmt: skip
+NORM = "norm: how large the change is at strength 1 (Frobenius). scale: the factor in front of B A."
 
 
 @click.command(short_help="Say what an adapter is: base, format, ranks, scales, norms, words.")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON (a list, for several adapters).")
 @click.pass_context
-def command(context: click.Context, adapters: tuple[str, ...], json_: bool) -> None:
+def command(context: click.Context, /, adapters: tuple[str, ...], json_: bool) -> None:
     """Say what each ADAPTER (a file or a PEFT folder) is and how that is known.
 
     Base model, format, components, kinds, ranks, effective scales, number types, norms, trigger words, and what is odd.
@@ -29,7 +35,8 @@ def command(context: click.Context, adapters: tuple[str, ...], json_: bool) -> N
     from ..inspection import describe, sentence
 
     found, status = [], 0
-    for index, path in enumerate(adapters):
+    shown = False
+    for path in adapters:
         try:
             description = describe(load(path))
         except NploraError as error:
@@ -41,7 +48,8 @@ def command(context: click.Context, adapters: tuple[str, ...], json_: bool) -> N
         if json_:
             found.append(description)
         else:
-            _show(description, sentence(description), first=index == 0)
+            _show(description, sentence(description), first=not shown)
+            shown = True
     if json_:
         click.echo(as_json(found if len(adapters) > 1 else found[0]))
     context.exit(status)
@@ -55,25 +63,23 @@ def _show(description: dict[str, Any], sentence: str, first: bool) -> None:
         click.echo()
     say(click.style(name, bold=True) + click.style(f"  {size(description['bytes'])}", dim=True), paragraph(sentence))
     click.echo()
-    console().print(table(("component", "kind", "known from", "modules", "rank", "scale", "norm"), _rows(description), 3))
-    say("", click.style(paragraph(NORM), dim=True))
-    say("", facts(_facts(description)))
+    columns = ("component", "kind", "scale known from", "modules", "rank", "scale", "norm")
+    console().print(table(columns, _rows(description), 3))
+    click.echo()
+    say(click.style(paragraph(NORM), dim=True), facts(_facts(description)), facts(_metadata(description["metadata"])))
 
 
 def _rows(description: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for name, component in description["components"].items():
-        scales = [scale for scale in description["scales"] if scale["component"] == name]
-        sources = dict.fromkeys(KNOWN_FROM.get(scale["known_from"], scale["known_from"]) for scale in scales)
-        kinds = component["kinds"]
+    rows: list[list[str]] = []
+    for group in description["groups"]:
+        sources = dict.fromkeys(KNOWN_FROM.get(scale["known_from"], scale["known_from"]) for scale in group["scales"])
+        repeated = rows and any(row[0] == group["component"] for row in rows)
         rows.append([
-            name,
-            ", ".join(kinds) if len(kinds) == 1 else ", ".join(f"{number} {kind}" for kind, number in kinds.items()),
-            ", ".join(sources) or "unknown",
-            str(component["modules"]),
-            spread(component["ranks"]) or "-",
-            spread({scale["scale"]: scale["modules"] for scale in scales}) or "-",
-            "not finite" if component["norm"] is None else f"{component['norm']:.4g}",
+            "" if repeated else group["component"], group["kind"], ", ".join(sources) or "unknown",
+            str(group["modules"]),
+            spread(group["ranks"]) or "-",
+            spread({scale["scale"]: scale["modules"] for scale in group["scales"]}) or "-",
+            "unknown" if group["norm"] is None else three(group["norm"]),
         ])  # fmt: skip
     return rows
 
@@ -82,11 +88,15 @@ def _facts(description: dict[str, Any]) -> list[tuple[str, str]]:
     base, form = description["base"], description["format"]
     rows = [("base", f"{base['title']}: {base['evidence']}"), ("format", f"{form['title']}: {form['evidence']}")]
     rows += [("", f"{count(number, 'module')} in the naming of {title}") for title, number in form["also"].items()]
-    rows.append(("numbers", ", ".join(f"{name} ({count(number, 'tensor')})" for name, number in description["dtypes"].items())))
+    rows.append(
+        ("numbers", ", ".join(f"{name} ({count(number, 'tensor')})" for name, number in description["dtypes"].items()))
+    )
     if description["trigger_words"]:
         rows.append(("trigger words", ", ".join(description["trigger_words"])))
     if description["modules_in_file"] != description["modules"]:
-        rows.append(("in the file", f"{count(description['modules_in_file'], 'module')}, some of them fused projections"))
+        rows.append(
+            ("in the file", f"{count(description['modules_in_file'], 'module')}, some of them fused projections")
+        )
     if description["biases_and_norms"]:
         rows.append(("biases, norms", f"{count(description['biases_and_norms'], 'delta')} besides"))
     if description["zero_modules"]:
@@ -98,10 +108,18 @@ def _facts(description: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("", f"and {len(description['not_finite']) - 3} more tensors"))
     if description["foreign_keys"]:
         foreign = description["foreign_keys"]
-        rows.append(("other keys", f"{count(len(foreign), 'key')} that belong to no module: {some(foreign)}"))
+        rows.append(("other keys", f"{count(len(foreign), 'key')} in no module: {some(foreign)}"))
     rows += [("note", note) for note in description["notes"]]
-    return rows + [(name.removeprefix("ss_").removeprefix("modelspec.").replace("_", " ")[:15], _short(value))
-                   for name, value in description["metadata"].items()]  # fmt: skip
+    return rows
+
+
+def _metadata(entries: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What the header says, under names that fit beside it."""
+    rows: dict[str, str] = {}
+    for name, value in entries.items():
+        label = name.removeprefix("ss_").removeprefix("modelspec.").replace("_", " ")
+        rows.setdefault(LABELS.get(name, label)[: LABEL - 1], _short(value))
+    return list(rows.items())
 
 
 def _short(value: str, limit: int = 160) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from .text import as_json, facts, say
+
+if TYPE_CHECKING:
+    from ..methods import Method
 
 
 @click.command(short_help="List the fusion methods with their parameters.")
@@ -15,20 +20,21 @@ def command(json_: bool) -> None:
 
     methods = all_methods()
     if json_:
-        click.echo(as_json([
-            {
-                "name": method.name, "title": method.title, "reference": method.reference, "formula": _formula(method.function),
-                "parameters": [
-                    {"name": p.name, "default": p.default, "range": p.range, "sentence": p.sentence} for p in method.parameters
-                ],
-            }
-            for method in methods.values()
-        ]))  # fmt: skip
+        click.echo(as_json([_data(method) for method in methods.values()]))
         return
     for method in methods.values():
         rows = [("computes", _formula(method.function)), ("published", method.reference)]
         rows += [(p.option, f"{p.sentence} (default {p.default})") for p in method.parameters]
         say(click.style(method.name, bold=True) + f"  {method.title}", facts(rows))
+
+
+def _data(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name, "title": method.title, "reference": method.reference, "formula": _formula(method.function),
+        "parameters": [
+            {"name": p.name, "default": p.default, "range": p.range, "sentence": p.sentence} for p in method.parameters
+        ],
+    }  # fmt: skip
 
 
 def _formula(function: object) -> str:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..parameters import Parameter
 
 
-class Kind(click.ParamType):
+class Kind(click.ParamType[Any] if TYPE_CHECKING else click.ParamType):  # type: ignore[misc]  # generic from 8.4 on
     """A value that its parameter checks; a wrong one raises the parameter's own error."""
 
     def __init__(self, parameter: Parameter) -> None:
         self.parameter = parameter
         self.name = "|".join(parameter.choices) if parameter.kind == "choice" else parameter.kind
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, *_: object) -> Any:  # click also hands over its parameter and context
         return self.parameter.check(value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 PATIENCE = 1.0  # seconds before a bar appears
 
@@ -28,15 +28,18 @@ class Progress:
         self._bar.update(self._task, completed=done, total=total)
 
     def _open(self, total: int) -> None:
+        from rich import progress as rich
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(40), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        columns = (
+            rich.TextColumn("{task.description}"), rich.BarColumn(40),
+            rich.MofNCompleteColumn(), rich.TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
         self._bar.start()
         self._task = self._bar.add_task(self.title, total=total)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from ..errors import NploraError
+from . import COMMANDS
 from .group import invoke
 from .text import printable
 
@@ -29,26 +30,27 @@ def run(words: Sequence[str]) -> int:
         return invoke(words)
     except NploraError as error:
         return _say(str(error), error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        return _say(f"{error.ctx.command_path} needs arguments. {_help(error)}" if error.ctx else str(error), 2)
     except click.ClickException as error:
-        return _say(f"{error.format_message().rstrip('.')}. {_help(error)}".rstrip(), 2)
+        message = error.format_message()
+        return _say(f"{message}{'' if message.endswith(('.', '?')) else '.'} {_where(words)}", 2)
     except click.Abort:
-        return _say("interrupted; nothing was changed.", INTERRUPTED)
+        return _say("interrupted; no half-written file was left.", INTERRUPTED)
     except MemoryError:
-        return _say("out of memory; nothing was changed. Close other programs, or fuse on a larger machine.", UNEXPECTED)
+        return _say(
+            "out of memory; nothing was changed. Close other programs, or fuse on a larger machine.", UNEXPECTED
+        )
     except Exception as error:
         if os.environ.get("NPLORA_TRACEBACK"):
             raise
         return _say(
-            f"unexpected {type(error).__name__} ({error}); nothing was changed. This is a fault of nplora: please report it "
-            "with what NPLORA_TRACEBACK=1 shows.", UNEXPECTED,
+            f"unexpected {type(error).__name__} ({error}). This is a fault of nplora: please report it with what "
+            "NPLORA_TRACEBACK=1 shows.", UNEXPECTED,
         )  # fmt: skip
 
 
-def _help(error: click.ClickException) -> str:
-    context = getattr(error, "ctx", None)
-    return f"See `{context.command_path} --help`." if context is not None else ""
+def _where(words: Sequence[str]) -> str:
+    command = f" {words[0]}" if words[0] in COMMANDS else ""
+    return f"See `nplora{command} --help`."
 
 
 def _say(message: str, status: int) -> int:

@@ -52,6 +52,15 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def three(number: float) -> str:
+    """A number with three digits that matter.
+
+    >>> three(6.0), three(123.4), three(12345.6)
+    ('6.00', '123', '12346')
+    """
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:#.3g}".rstrip(".")
+
+
 def some(names: Collection[str], shown: int = 3) -> str:
     """The first few names and how many more there are.
 
@@ -72,7 +81,9 @@ def spread(counts: Mapping[Any, int]) -> str:
     if len(counts) < 2:
         return "".join(_number(value) for value in counts)
     if len(counts) > 3:
-        return f"{_number(min(counts))} to {_number(max(counts))}, mostly {_number(max(counts, key=lambda v: counts[v]))}"
+        return (
+            f"{_number(min(counts))} to {_number(max(counts))}, mostly {_number(max(counts, key=lambda v: counts[v]))}"
+        )
     return ", ".join(f"{_number(value)} ({number})" for value, number in counts.items())
 
 

@@ -27,7 +27,14 @@ SHOWN = 5  # modules over their bound that are named
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
 @click.pass_context
 def command(
-    context: click.Context, output: str, subject: str | None, style: str | None, json_: bool, quiet: bool, **values: Any
+    context: click.Context,
+    /,
+    output: str,
+    subject: str | None,
+    style: str | None,
+    json_: bool,
+    quiet: bool,
+    **values: Any,
 ) -> None:
     """Recompute OUTPUT from its sources in float64 by QR and SVD, and compare.
 
@@ -52,7 +59,12 @@ def _facts(result: Verification) -> list[tuple[str, str]]:
     if len(over) > SHOWN:
         rows.append(("", f"and {len(over) - SHOWN} more: --json names all of them"))
     if result.left_out:
-        rows.append(("left out", f"{count(len(result.left_out), 'module')} that the format has no place for: {some(result.left_out)}"))
+        rows.append(
+            (
+                "left out",
+                f"{count(len(result.left_out), 'module')} that the format has no place for: {some(result.left_out)}",
+            )
+        )
     return rows
 
 

@@ -24,12 +24,17 @@ def spell(component: str, name: str, layout: Layout | None) -> Spelling | None:
 
 
 def describe(written: Written) -> Description:
-    """``lora_adapter_metadata``, where ranks differ: diffusers before 0.40 would apply the first rank to all."""
+    """``lora_adapter_metadata``, where ranks differ: diffusers before 0.40 would apply the first rank to all.
+
+    It speaks of every component then: diffusers takes PEFT's defaults for one that it says nothing of.
+    """
+    configs = {component: ranks_and_alphas(written, component) for component in written.components}
     table: dict[str, object] = {}
-    for component in written.components:
-        config = ranks_and_alphas(written, component)
-        if config["rank_pattern"]:
-            table.update({f"{component}.{name}": value for name, value in config.items()})
+    if any(config["rank_pattern"] for config in configs.values()):
+        for component, config in configs.items():
+            biased = any(key.startswith(f"{component}.") and key.endswith(".lora_B.bias") for key in written.keys)
+            fields = config | ({"lora_bias": True} if biased else {})
+            table.update({f"{component}.{name}": value for name, value in fields.items()})
     return Description({"lora_adapter_metadata": json.dumps(table, sort_keys=True)} if table else {})
 
 

@@ -1,7 +1,8 @@
 """LoraConfig's ranks and alphas of a written adapter, as PEFT and diffusers read them.
 
 Patterns are anchored (``^path``): PEFT matches them at the end of a path, and ``proj_out`` would also hit
-``single_transformer_blocks.0.proj_out``.
+``single_transformer_blocks.0.proj_out``. CLIP's ``text_model.`` is optional in them: transformers 5 dropped it from
+``CLIPTextModel`` (not from ``CLIPTextModelWithProjection``), older releases have it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections import Counter
 from typing import Any
 
 from . import Written
+
+_OPTIONAL = "text_model."
 
 
 def ranks_and_alphas(written: Written, component: str) -> dict[str, Any]:
@@ -23,8 +26,8 @@ def ranks_and_alphas(written: Written, component: str) -> dict[str, Any]:
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {"^" + re.escape(path): value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {"^" + re.escape(path): value for path, value in alphas.items() if value != alpha},
+        "rank_pattern": {"^" + _expression(path): value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {"^" + _expression(path): value for path, value in alphas.items() if value != alpha},
         "target_modules": _targets(list(ranks)),
     }
 
@@ -33,7 +36,14 @@ def _plain(alpha: float) -> int | float:
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
+def _expression(path: str) -> str:
+    bare = path.removeprefix(_OPTIONAL)
+    return re.escape(bare) if bare == path else f"(?:{re.escape(_OPTIONAL)})?{re.escape(bare)}"
+
+
 def _targets(paths: list[str]) -> list[str] | str:
     """Full paths; as one expression where a short path would also match the end of a longer one."""
     short = {path for path in paths if path.count(".") == 0 or any(other.endswith("." + path) for other in paths)}
-    return "|".join(f"(?:{re.escape(path)})" for path in paths) if short else paths
+    if short:
+        return "|".join(f"(?:{_expression(path)})" for path in paths)
+    return [path.removeprefix(_OPTIONAL) for path in paths]  # PEFT compares the ends of names

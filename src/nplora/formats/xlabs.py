@@ -7,7 +7,7 @@ import re
 from . import Format, Place, unspelled
 
 _DOUBLE = re.compile(r"(double_blocks\.\d+)\.processor\.(qkv|proj)_lora([12])")
-_SINGLE = re.compile(r"(single_blocks\.\d+)\.processor\.(qkv|proj)_lora")
+_SINGLE = re.compile(r"(single_blocks\.\d+)\.processor\.(qkv|proj)")  # the suffix begins with _lora
 
 
 def locate(module: str, suffix: str) -> Place | None:

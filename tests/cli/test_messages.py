@@ -1,0 +1,415 @@
+"""The wording of every error that a person can meet at the command line, whole, with its exit status.
+
+What is wrong with the bytes of a file is worded in tests/hostile; here are the words about adapters, options and outputs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli.conftest import Nplora
+from making import PLAIN, SD15, TEXT, make, tensors, write
+
+Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+NAME = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+ONE = {NAME: (320, 320)}
+FUSE = "fuse cat.safetensors ink.safetensors -o out.safetensors"
+
+
+@pytest.fixture
+def refused(nplora: Nplora, tmp_path: Path) -> Nplora:
+    """Two good files, cat and ink, stand there; a line must fail with one message and write nothing."""
+    make(tmp_path / "cat.safetensors", modules={**SD15, **TEXT}, seed=1, alpha=4)
+    make(tmp_path / "ink.safetensors", modules=SD15, seed=2, alpha=4)
+    before = sorted(tmp_path.iterdir())
+
+    def run(line: str, *more: str) -> tuple[int, str]:
+        ran = nplora(line, *more)
+        assert ran.out == ""
+        assert ran.err.startswith("nplora: ")
+        assert ran.err.count("\n") == 1
+        written = set(tmp_path.iterdir()) - set(before)
+        assert not any(path.name.startswith("out") or "part" in path.name for path in written)
+        return ran.status, ran.err.removeprefix("nplora: ").rstrip("\n")
+
+    return run  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------------ usage: status 2
+
+MU = "How strongly the style's directions are protected: 0 is plain addition, inf the hard projection."
+WHICH = "Which of the style's directions are protected: all, the top k, or as many as hold a share of its energy."
+USAGE = {
+    "fuze": "No such command 'fuze'. Did you mean fuse? See `nplora --help`.",
+    "paint": "No such command 'paint'. There are: fuse, inspect, compare, convert, verify, methods. See `nplora --help`.",
+    "--loud": "No such option '--loud'. See `nplora --help`.",
+    "fuse cat.safetensors ink.safetensors": "Missing option '-o' / '--output'. See `nplora fuse --help`.",
+    "fuse cat.safetensors -o out.safetensors": "Missing argument 'STYLE'. See `nplora fuse --help`.",
+    "inspect": "Missing argument 'ADAPTER...'. See `nplora inspect --help`.",
+    "verify": "Missing argument 'OUTPUT'. See `nplora verify --help`.",
+    f"{FUSE} extra": "Got unexpected extra argument (extra). See `nplora fuse --help`.",
+    f"{FUSE} --mu": "Option '--mu' requires an argument. See `nplora fuse --help`.",
+    f"{FUSE} --mu -1": f"mu is out of range: expected a number from 0 to inf (which is allowed), got '-1'. {MU}",
+    f"{FUSE} --mu nan": f"mu is out of range: expected a number from 0 to inf (which is allowed), got 'nan'. {MU}",
+    f"{FUSE} --mu much": f"mu is out of range: expected a number from 0 to inf (which is allowed), got 'much'. {MU}",
+    f"{FUSE} --directions 0": (
+        'directions is out of range: expected "all", a count such as 4, or a share of the energy such as 0.95, got \'0\'. '
+        + WHICH
+    ),
+    f"{FUSE} --style-strength inf": (
+        "style_strength is out of range: expected a number (any finite one), got 'inf'. Strength of the style; 0 leaves it "
+        "out, negative values subtract it."
+    ),
+    f"{FUSE} --side left": (
+        "side is out of range: expected input, output, got 'left'. Project on the input side (the method) or on the output "
+        "side (the paper's ablation)."
+    ),
+    f"{FUSE} --format zip": (
+        "format is out of range: expected auto, same, kohya, diffusers, peft, got 'zip'. How the output is named: auto is "
+        "the inputs' common format, else the subject's."
+    ),
+    f"{FUSE} --components unet,": (
+        "components is out of range: expected names separated by commas, got 'unet,'. Only these parts of the model, for "
+        "example unet,text_encoder; the rest is left out and named in the report."
+    ),
+    f"{FUSE} --components vae": (
+        "no component is called vae: expected text_encoder or unet. Check --components."
+    ),
+    f"{FUSE} --subject-strength 0 --style-strength 0": (
+        "nothing is left to write: expected a module with a strength other than 0. Check --components and the two strengths."
+    ),
+    "fuse cat.safetensors ink.safetensors -o cat.safetensors --overwrite": (
+        "cat.safetensors: the output would replace an input. Choose another name for the output."
+    ),
+    f"{FUSE} --report ink.safetensors --overwrite": (
+        "ink.safetensors: the report would replace an adapter. Choose another name for the report."
+    ),
+    "convert cat.safetensors -o out --format peft": (
+        "a PEFT folder holds one component: expected one, got text_encoder, unet. Write one folder for each: "
+        "--components text_encoder."
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", USAGE)
+def test_usage(line: str, refused: Nplora) -> None:
+    assert refused(line) == (2, USAGE[line])
+
+
+def test_a_device_that_is_not_there(refused: Nplora) -> None:
+    status, message = refused(f"{FUSE} --device mps") if sys.platform != "darwin" else (2, "device mps")
+    assert status == 2
+    assert message in (
+        'device mps needs torch. Install it with `pip install "nplora[torch]"`, or use --device cpu.',
+        "device mps is not available on this machine. Use --device cpu.",
+        "device mps",
+    )
+
+
+# ------------------------------------------------------------------------------------------ bad input: status 3
+
+BROKEN = {
+    "missing half": (
+        lambda: {key: array for key, array in tensors(modules=ONE).items() if "up" not in key},
+        f"bad.safetensors: {Q}.lora_down.weight: half of the module is missing: expected its up factor beside it. "
+        "The file was saved incompletely: get the original.",
+    ),
+    "ranks differ": (
+        lambda: tensors(modules=ONE) | {f"{Q}.lora_up.weight": np.zeros((320, 3), np.float16)},
+        f"bad.safetensors: {Q}.lora_down.weight: the two factors differ in rank: expected rank 3 as in {Q}.lora_up.weight, "
+        "got rank 4. The file is damaged or badly converted: get the original.",
+    ),
+    "rank 0": (
+        lambda: tensors(modules=ONE, rank=0),
+        f"bad.safetensors: {Q}.lora_down.weight: the rank is 0: expected rank 1 or more. The module is empty: get the original.",
+    ),
+    "integers": (
+        lambda: tensors(modules=ONE) | {f"{Q}.lora_up.weight": np.zeros((320, 4), np.int32)},
+        f"bad.safetensors: {Q}.lora_up.weight: a factor must be a float matrix or convolution: expected two axes or more of "
+        "floats, got I32 [320, 4].",
+    ),
+    "alpha 0": (
+        lambda: tensors(modules=ONE, alpha=0),
+        f"bad.safetensors: {Q}.alpha: alpha is 0, which programs read in two ways (off in ComfyUI and A1111, full strength in "
+        "kohya): expected a positive number. Set it to 4 for full strength, or remove the module to leave it out.",
+    ),
+    "alpha infinite": (
+        lambda: tensors(modules=ONE, alpha=float("inf")),
+        f"bad.safetensors: {Q}.alpha: the scale is not finite: got inf.",
+    ),
+    "alphas": (
+        lambda: tensors(modules=ONE) | {f"{Q}.alpha": np.zeros(2, np.float16)},
+        f"bad.safetensors: {Q}.alpha: this must be a single number: expected shape () or (1,), got shape (2,).",
+    ),
+    "several": (
+        lambda: {f"unet.a.lora_{side}.{name}.weight": np.ones((4, 4), np.float32) for side in "AB" for name in ("x", "y")},
+        "bad.safetensors: the file holds several adapters: expected one adapter, got x, y. Save each one to a file of its own.",
+    ),
+    "twice": (
+        lambda: {f"unet.a.{part}.weight": np.ones((4, 4), np.float32) for part in ("lora_A", "lora_down", "lora_B")},
+        "bad.safetensors: unet.a.lora_down.weight: one module holds the same role under two names: expected one tensor, got "
+        "also unet.a.lora_A.weight. The file was badly converted: get the original.",
+    ),
+    "a model": (
+        lambda: {"conv_in.weight": np.ones((4, 4), np.float32)},
+        "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...), got "
+        "1 tensors such as conv_in.weight. Check that this is the adapter, not a model or an embedding.",
+    ),
+    "nothing": (
+        dict,
+        "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...), got "
+        "no tensors at all. Check that this is the adapter, not a model or an embedding.",
+    ),
+    "a lost core": (
+        lambda: {f"{Q}.lora_mid.weight": np.ones((4, 4, 3, 3), np.float32)},
+        f"bad.safetensors: {Q}.lora_mid.weight: half of the module is missing: expected its up factor beside it.",
+    ),
+    "a core that does not fit": (
+        lambda: tensors(modules={NAME: (320, 320, 3, 3)}, tucker=[NAME])
+        | {f"{Q}.lora_mid.weight": np.ones((3, 4, 3, 3), np.float16)},
+        f"bad.safetensors: {Q}.lora_mid.weight: the core does not fit the factors: expected shape (4, 4, k, k), got shape "
+        "(3, 4, 3, 3).",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_adapters(what: str, refused: Nplora, tmp_path: Path) -> None:
+    arrays, message = BROKEN[what]
+    write(tmp_path / "bad.safetensors", arrays())
+    for line in ("inspect bad.safetensors", "fuse bad.safetensors ink.safetensors -o out.safetensors"):
+        assert refused(line) == (3, message)
+
+
+def test_files_that_are_not_there(refused: Nplora) -> None:
+    for line in ("inspect no.safetensors", "compare no.safetensors cat.safetensors", "verify no.safetensors",
+                 "convert no.safetensors -o out.safetensors", "fuse cat.safetensors no.safetensors -o out.safetensors"):  # fmt: skip
+        assert refused(line) == (3, "no.safetensors: no such file. Check the path.")
+
+
+def test_a_pickle(refused: Nplora, tmp_path: Path) -> None:
+    (tmp_path / "cat.pt").write_bytes(b"\x80\x04.")
+    assert refused("inspect cat.pt") == (
+        3, "cat.pt: this is a pickle file, which can run code when it is opened; nplora never loads one. Convert it in a "
+        "sandbox: `torch.load(path, weights_only=True)`, then `safetensors.torch.save_file`.",
+    )  # fmt: skip
+
+
+def test_two_bases(refused: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "xl.safetensors", modules={f"{NAME[:-12]}.attn2.to_k": (320, 2048), NAME: (640, 640)})
+    assert refused("fuse cat.safetensors xl.safetensors -o out.safetensors") == (
+        3, f"the two adapters are for different base models: {NAME} is 320x320 in cat.safetensors (Stable Diffusion 1.x) and "
+        "640x640 in xl.safetensors (unknown base). Use two adapters of one base model.",
+    )  # fmt: skip
+
+
+def test_nan(refused: Nplora, nplora: Nplora, tmp_path: Path) -> None:
+    broken = np.ones((320, 4), np.float16)
+    broken[3, 1], broken[5, 0] = np.nan, np.inf
+    make(tmp_path / "nan.safetensors", modules=SD15, extra={f"{Q}.lora_up.weight": broken})
+    message = (
+        f"nan.safetensors: {Q}.lora_up.weight: 2 values are NaN or infinite (module {NAME}). The training run diverged: use an "
+        "earlier checkpoint, or go on with --allow-nonfinite."
+    )
+    assert refused("fuse nan.safetensors ink.safetensors -o out.safetensors") == (3, message)
+    assert refused("fuse ink.safetensors nan.safetensors -o out.safetensors") == (3, message)
+    assert nplora("fuse nan.safetensors ink.safetensors -o there.safetensors --allow-nonfinite").status == 0
+    shown = nplora("inspect there.safetensors").out
+    assert "it holds values that are NaN or infinite." in shown
+    ran = nplora("verify there.safetensors")
+    assert ran.status == 1
+    assert f"1 of 4 modules over the bound (worst {NAME}: values that cannot be compared)" in ran.out
+
+
+def test_strict(refused: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "odd.safetensors", modules=SD15, seed=1, extra={"extra": np.ones(2, np.float32)})
+    assert refused("fuse odd.safetensors ink.safetensors -o out.safetensors --strict") == (
+        3, "extra: 1 keys would be left out (a foreign key would keep readers of kohya / sd-scripts from loading the file). "
+        "Go on without --strict to allow it.",
+    )  # fmt: skip
+    key = "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight"
+    assert refused(f"{FUSE} --strict --components unet") == (
+        3, f"{key}: 2 keys would be left out (not among --components). Go on without --strict to allow it."
+    )  # fmt: skip
+
+
+def test_a_full_style(refused: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "full.safetensors", modules=SD15, full=[NAME])
+    assert refused("fuse cat.safetensors full.safetensors -o out.safetensors") == (
+        3, f"full.safetensors: {Q}.diff: the style changes this module by a full matrix, whose directions are all there are. "
+        "Protect a share of its energy instead: --directions 0.9, or --directions 8.",
+    )  # fmt: skip
+
+
+def test_kinds_that_cannot_be_fused(refused: Nplora, tmp_path: Path) -> None:
+    dora = tensors(modules=SD15) | {f"{Q}.dora_scale": np.ones((320, 1), np.float16)}
+    write(tmp_path / "dora.safetensors", dora)
+    assert refused("fuse dora.safetensors ink.safetensors -o out.safetensors") == (
+        3, f"dora.safetensors: {Q}.dora_scale: DoRA modules cannot be fused yet, and both adapters change {NAME}: got DoRA "
+        f"in {NAME}. Convert it to a LoRA first, or leave the component out with --components.",
+    )  # fmt: skip
+    make(tmp_path / "text.safetensors", modules=TEXT)
+    assert refused("fuse dora.safetensors text.safetensors -o out.safetensors --subject-strength 0.5") == (
+        3, f"dora.safetensors: {Q}.dora_scale: DoRA modules can only be carried along at strength 1: expected "
+        "--subject-strength 1, got 0.5. Convert it to a LoRA first.",
+    )  # fmt: skip
+
+
+def test_configs(refused: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "peft", "peft", PLAIN, config={"lora_alpha": "lots"})
+    assert refused("inspect peft") == (3, "layers.0.self_attn.q_proj: lora_alpha is not a number: got 'lots'. "
+                                          "Mend adapter_config.json.")  # fmt: skip
+    (tmp_path / "peft" / "adapter_config.json").write_text("{")
+    assert refused("inspect peft") == (
+        3, f"{Path('peft', 'adapter_config.json')}: the config is not valid JSON. Download it again, or mend it."
+    )  # fmt: skip
+    make(tmp_path / "odd.safetensors", "diffusers", ONE, metadata={"lora_adapter_metadata": "{"})
+    assert refused("inspect odd.safetensors") == (
+        3, "odd.safetensors: lora_adapter_metadata: the adapter metadata is not valid JSON. Remove that metadata entry; then "
+        "alpha keys or scale 1 apply.",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ recipes: status 3
+
+
+@pytest.fixture
+def made(refused: Nplora, nplora: Nplora) -> Nplora:
+    """there.safetensors, made of cat and ink."""
+    assert nplora("fuse cat.safetensors ink.safetensors -o there.safetensors -q").status == 0
+    return refused
+
+
+def test_no_recipe(refused: Nplora) -> None:
+    assert refused("verify cat.safetensors") == (
+        3, "cat.safetensors: nplora.recipe: the header holds no recipe. Name the inputs, and the options that they were fused "
+        "with: nplora verify OUTPUT SUBJECT STYLE.",
+    )  # fmt: skip
+
+
+def test_an_input_is_gone(made: Nplora, tmp_path: Path) -> None:
+    (tmp_path / "ink.safetensors").unlink()
+    assert made("verify there.safetensors") == (
+        3, "there.safetensors: the style that the recipe names is not found: expected ink.safetensors beside the output or in "
+        "the current folder. Name the inputs: nplora verify OUTPUT SUBJECT STYLE.",
+    )  # fmt: skip
+
+
+def test_an_input_is_another_one(made: Nplora, tmp_path: Path) -> None:
+    expected = json.loads(package_metadata(tmp_path / "there.safetensors"))["inputs"]["style"]["sha256"]
+    make(tmp_path / "ink.safetensors", seed=3)
+    import hashlib
+
+    got = hashlib.sha256((tmp_path / "ink.safetensors").read_bytes()).hexdigest()
+    message = (
+        "ink.safetensors: this is not the style that the recipe names (ink.safetensors): the bytes differ: expected sha256 "
+        f"{expected[:12]}…, got {got[:12]}…. Use the file that was fused; name it if it lies elsewhere: nplora verify OUTPUT "
+        "SUBJECT STYLE."
+    )
+    assert made("verify there.safetensors cat.safetensors ink.safetensors") == (3, message)
+    assert made("verify there.safetensors") == (3, message.replace("ink.safetensors: ", f"{Path('ink.safetensors')}: ", 1))
+
+
+def package_metadata(path: Path) -> str:
+    from nplora.storage import TensorFile
+
+    return TensorFile(path).header.metadata["nplora.recipe"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("[", "the recipe in the header cannot be read"),
+        ("[]", "the recipe in the header cannot be read"),
+        ('{"inputs": {}, "method": "np", "parameters": {}}', "the recipe in the header does not name its inputs"),
+        (
+            '{"inputs": {"subject": {"name": "cat.safetensors"}, "style": {"name": "ink.safetensors"}}, "method": "np", '
+            '"parameters": {"mu": -1}}',
+            "the recipe in the header cannot be read: expected a number from 0 to inf (which is allowed), got -1",
+        ),
+    ],
+)
+def test_a_recipe_that_makes_no_sense(recipe: str, words: str, refused: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "there.safetensors", metadata={"nplora.recipe": recipe})
+    assert refused("verify there.safetensors") == (
+        3, f"there.safetensors: nplora.recipe: {words}. Name the inputs: nplora verify OUTPUT SUBJECT STYLE."
+    )  # fmt: skip
+
+
+def test_a_recipe_of_another_method(refused: Nplora, tmp_path: Path) -> None:
+    recipe = {"inputs": {"subject": {"name": "cat.safetensors"}, "style": {"name": "ink.safetensors"}}, "method": "zip",
+              "parameters": {}}  # fmt: skip
+    make(tmp_path / "there.safetensors", metadata={"nplora.recipe": json.dumps(recipe)})
+    assert refused("verify there.safetensors") == (
+        3, "there.safetensors: the method 'zip' of the recipe is not known. Update nplora."
+    )  # fmt: skip
+
+
+def test_a_recipe_cannot_point_elsewhere(refused: Nplora, tmp_path: Path) -> None:
+    make(tmp_path.parent / "secret.safetensors")
+    name = os.fspath(tmp_path.parent / "secret.safetensors")
+    recipe = {"inputs": {"subject": {"name": name}}, "method": "convert", "parameters": {}}
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    make(tmp_path / "deep" / "deeper" / "there.safetensors", metadata={"nplora.recipe": json.dumps(recipe)})
+    there = Path("deep", "deeper", "there.safetensors")
+    assert refused(f"verify {there}") == (
+        3, f"{there}: the subject that the recipe names is not found: expected secret.safetensors beside the output or in the "
+        "current folder. Name the inputs: nplora verify OUTPUT SUBJECT STYLE.",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ cannot write: status 4
+
+
+def test_outputs(refused: Nplora, tmp_path: Path) -> None:
+    there = tmp_path / "there.safetensors"
+    there.write_bytes(b"precious")
+    for line in ("fuse cat.safetensors ink.safetensors -o there.safetensors", "convert cat.safetensors -o there.safetensors"):
+        assert refused(line) == (4, "there.safetensors: the output exists already. Choose another name, or add --overwrite.")
+    assert there.read_bytes() == b"precious"
+    assert refused("fuse cat.safetensors ink.safetensors -o out.pt") == (
+        4, "out.pt: the output's name does not end in .safetensors. Name a file like fused.safetensors; a folder is written with "
+        "--format peft.",
+    )  # fmt: skip
+    (tmp_path / "r.json").write_text("{}")
+    assert refused(f"{FUSE} --report r.json") == (4, "r.json: the report exists already. Choose another name, or add --overwrite.")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_not_ours(refused: Nplora, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert refused("fuse cat.safetensors ink.safetensors -o closed/out.safetensors") == (
+        4, "closed/out.safetensors: cannot be written (Permission denied). The folder is not yours to write: choose another. "
+        "Nothing was changed.",
+    )  # fmt: skip
+
+
+def test_a_file_where_a_folder_should_be(refused: Nplora) -> None:
+    assert refused("fuse cat.safetensors ink.safetensors -o cat.safetensors/out.safetensors") == (
+        4, "cat.safetensors/out.safetensors: cannot be written (Not a directory). Nothing was changed."
+    )  # fmt: skip
+
+
+def test_too_large_for_half(refused: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "big.safetensors", modules=SD15, dtype="F32", size=1e8)
+    status, message = refused("fuse big.safetensors ink.safetensors -o out.safetensors --dtype fp16")
+    assert status == 4
+    assert message.removeprefix(f"{message.partition(':')[0]}: ") == (
+        "a fused number does not fit fp16: expected at most 65504. Use --dtype bf16 or fp32."
+    )
+
+
+def test_a_full_disk(refused: Nplora, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.pwrite", full)
+    assert refused(FUSE) == (
+        4, "out.safetensors: cannot be written (No space left on device). The disk is full: free some space. Nothing was changed."
+    )  # fmt: skip

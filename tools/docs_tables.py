@@ -1,0 +1,107 @@
+"""Write the tables of docs/formats.md from the code: `.venv/bin/python tools/docs_tables.py`.
+
+A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`. `tests/test_docs.py` fails where the page says
+something else than the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from nplora.adapters import Group, Kind, Opaque, all_kinds
+from nplora.formats import Format, all_formats, unspelled
+from nplora.formats.keys import SUFFIXES
+from nplora.layouts import load, names
+from nplora.parameters import FORMAT
+from nplora.storage import Tensor
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
+SCALE = {"alpha": "an alpha tensor for each module", "folded": "folded into the factors", "config": "in the config"}
+
+
+def formats() -> str:
+    """One row for each file in `formats/`."""
+    rows = [
+        (f"`{format.name}`", format.title, f"`{format.example}`", _written(format), SCALE[format.scale])
+        for format in all_formats().values()
+    ]
+    return _table(("name", "whose", "a key of it", "written", "scale when written"), rows)
+
+
+def _written(format: Format) -> str:
+    if format.name in FORMAT.choices:
+        return f"from any format: `--format {format.name}`" + (" (a folder)" if format.folder else "")
+    if format.spell is unspelled:
+        return "as `same`, under the names that were read"
+    return "as `same`" + (" (a folder)" if format.folder else "")
+
+
+def kinds() -> str:
+    """One row for each kind in `adapters/`."""
+    rows = []
+    for kind in sorted(all_kinds(), key=lambda kind: (_is_carried(kind), kind.name.lower())):
+        fate = "carried along unchanged" if _is_carried(kind) else "fused"
+        rows.append((kind.name, ", ".join(sorted(map(_mark, kind.marks))), fate))
+    return _table(("kind", "recognised by", "what happens"), rows)
+
+
+def _mark(role: str) -> str:
+    """The first suffix that plays a role in a file."""
+    if role.startswith("other:"):
+        return f"`.{role.removeprefix('other:')}_*`"
+    return f"`{next(suffix for suffix, played in SUFFIXES.items() if played == role)}`"
+
+
+def _is_carried(kind: Kind) -> bool:
+    """Whether the kind only passes through, found out by reading a module of nothing but small matrices."""
+    roles = {"up", "down", *kind.marks}
+    shapes = {role: (2, 2, 3, 3) if role == "mid" else (2, 2) for role in roles}
+    tensors = {role: Tensor.of(role, np.zeros(shape, np.float32)) for role, shape in shapes.items()}
+    return isinstance(kind.read(Group("", "", tensors, {role: role for role in roles}), 1.0, ""), Opaque)
+
+
+def bases() -> str:
+    """One row for each table in `layouts/`."""
+    rows = []
+    for layout in sorted(map(load, names()), key=lambda layout: layout.order):
+        counts = {component: sum(1 for _ in layout.modules(component)) for component in layout.components}
+        parts = ", ".join(
+            f"`{name}` ({count})" if count else f"`{name}` (names kept)" for name, count in counts.items()
+        )
+        denoiser = layout.components[0]
+        rows.append((layout.title, f"`{layout.name}`", parts, "yes" if _is_fused(layout.name, denoiser) else "no"))
+    return _table(
+        ("base model", "table", "components (modules with a weight)", "fused projections in the original"), rows
+    )
+
+
+def _is_fused(name: str, component: str) -> bool:
+    layout = load(name)
+    return any(len(layout.native(component, module)[1]) > 1 for module in layout.modules(component))
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, tuple("---" for _ in head), *rows)]
+    return "\n".join(lines)
+
+
+TABLES = {"formats": formats, "kinds": kinds, "bases": bases}
+
+
+def filled(page: str) -> str:
+    """The page with its tables as the code has them now."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, found, rest = page.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"{PAGE.name}: there is no table {begin} ... {end}")
+        page = f"{before}{begin}\n\n{make()}\n\n{end}{after}"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
