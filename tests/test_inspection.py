@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import CONVOLUTIONS, PLAIN, SD15, TEXT, make
 
 import nplora
+from making import CONVOLUTIONS, PLAIN, SD15, TEXT, make
 from nplora.comparison import compare
 from nplora.errors import InputError, UsageError
 from nplora.inspection import describe, module_norm, sentence
@@ -32,7 +32,10 @@ def test_what_an_adapter_is(tmp_path: Path) -> None:
         "name": "sd15", "title": "Stable Diffusion 1.x", "evidence": "7 of 7 modules are Stable Diffusion 1.x's", "rivals": [],
     }  # fmt: skip
     assert data["format"]["name"] == "kohya"
-    assert {name: component["modules"] for name, component in data["components"].items()} == {"text_encoder": 1, "unet": 6}
+    assert {name: component["modules"] for name, component in data["components"].items()} == {
+        "text_encoder": 1,
+        "unet": 6,
+    }
     assert data["kinds"] == {"LoRA": 5, "LoRA (3x3 convolution)": 1, "LoRA (1x1 convolution)": 1}
     assert data["ranks"] == {"4": 7}
     assert data["dtypes"] == {"F16": 21}
@@ -78,7 +81,9 @@ def test_what_is_odd_is_said(tmp_path: Path) -> None:
     assert data["zero_modules"] == [NAME.replace("to_q", "to_k")]
     assert data["foreign_keys"] == ["odd"]
     assert data["components"]["unet"]["norm"] is None
-    assert sentence(data).endswith("4 modules of rank 4 at scale 1, 1 of them zero; it holds values that are NaN or infinite.")
+    assert sentence(data).endswith(
+        "4 modules of rank 4 at scale 1, 1 of them zero; it holds values that are NaN or infinite."
+    )
 
 
 def test_an_adapter_that_changes_nothing(tmp_path: Path) -> None:
@@ -132,7 +137,11 @@ def test_one_seed_shows_in_the_down_factors_even_where_ranks_differ(tmp_path: Pa
     assert compared(tmp_path)["initialisation"] == "shared"
     make(tmp_path / "ink.safetensors", "diffusers", seed=2, rank=8)
     data = compared(tmp_path)
-    assert (abs(data["median_down_cosine"]) < 0.05, data["initialisation"], data["regime"]) == (True, "different", "unrelated")
+    assert (abs(data["median_down_cosine"]) < 0.05, data["initialisation"], data["regime"]) == (
+        True,
+        "different",
+        "unrelated",
+    )
 
 
 def test_some_modules_of_one_seed(tmp_path: Path) -> None:

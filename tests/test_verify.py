@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
-from making import BLOCK, CONVOLUTIONS, PLAIN, SD15, TEXT, make, tensors, write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import nplora
+from making import BLOCK, CONVOLUTIONS, PLAIN, SD15, TEXT, make, tensors, write
 from nplora.errors import InputError, UsageError
 from nplora.storage import TensorFile
 from nplora.verify import Verification, verify
@@ -205,7 +206,9 @@ def test_peft_folders_with_their_configs(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 5'))
     with pytest.raises(InputError) as caught:
         verify(output)
-    assert caught.value.problem == "this is not the style that the recipe names (style): the adapter_config.json differs"
+    assert (
+        caught.value.problem == "this is not the style that the recipe names (style): the adapter_config.json differs"
+    )
 
 
 def test_components_and_names_that_differ(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Origin:
     parts: tuple[Part, ...]
     format: str
     suffixes: Mapping[str, str]
+    scale_keys: tuple[str, ...] = ()
 
     @property
     def factor_suffixes(self) -> dict[str, str]:
@@ -45,6 +46,11 @@ class Module:
     @property
     def component(self) -> str:
         return self.name.partition(".")[0]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every tensor of the file that belongs to it, the scale's too."""
+        return tuple(dict.fromkeys((*self.update.keys, *self.origin.scale_keys)))
 
     def delta(self) -> NDArray[np.float64]:
         """The dense update at strength 1, float64, in the weight's shape ((out, in) or (out, in, kh, kw))."""
@@ -81,6 +87,7 @@ class Adapter(Mapping[str, Module]):
         modules: canonical name -> module.
         vectors: bias and norm deltas.
         others: keys that belong to no module (embeddings, heads), carried along untouched.
+        unread: keys of modules that mean nothing beside the module's other tensors, and why.
         metadata: the header's strings. config: the adapter_config.json beside it.
     """
 
@@ -92,6 +99,7 @@ class Adapter(Mapping[str, Module]):
     modules: Mapping[str, Module]
     vectors: Mapping[tuple[str, str], Vector] = field(default_factory=dict)
     others: Mapping[str, Tensor] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, object] | None = None
     file: TensorFile | None = None

@@ -18,8 +18,9 @@ Array = Any  # an array of the array API standard; its namespace is asked for at
 # The Gram matrix of A (rows scaled to unit norm) may be this ill-conditioned before its rounding shows: the
 # projection's relative error is about condition * unit roundoff of the arithmetic (2^-24 for 16-bit files).
 MAX_DOWN_CONDITION = 300.0
-# A full-rank certificate for B: sqrt(300 * 1e11) < 1e7, so every s_i > 1e-7 s_1 >> max(out, n) * 2^-52 s_1.
-MAX_UP_CONDITION = 1e11
+# A full-rank certificate for B: sqrt(300 * 1e13) < 1e8, so every s_i > 1e-8 s_1 >> max(out, n) * 2^-52 s_1. Half
+# precision leaves rounding noise in unused ranks: a rank 128 file is around 1e10.
+MAX_UP_CONDITION = 1e13
 # Single directions come from G in float64, whose rounding they feel times about this: 1e7 * 2^-53 = 1e-9.
 MAX_SPECTRUM_CONDITION = 1e7
 SAMPLED_ROWS = 4  # rows of B that the certificate looks at, in multiples of the rank

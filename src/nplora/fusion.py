@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .adapter import Adapter, Module
 from .adapters import Full, LowRank, Opaque, Update
 from .errors import InputError, UsageError
+from .leftovers import LeftOut
 from .methods import Method, all_methods
 from .pairing import Pair, pair_modules
 from .parameters import FUSE, attenuation, check_all
@@ -72,7 +73,7 @@ class Fusion(Mapping[str, FusedModule]):
     style: Adapter | None  # None: one adapter on its way into another format
     parameters: Mapping[str, Any]  # every parameter of `fuse`
     modules: Mapping[str, FusedModule]
-    left_out: Mapping[str, str] = field(default_factory=dict)  # key -> why
+    left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
     progress: Progress | None = None
 
@@ -166,7 +167,7 @@ def fuse(subject: Adapter, style: Adapter, *, progress: Progress | None = None, 
     values = check_all(FUSE, parameters)
     method = all_methods()["np"]
     chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
-    left_out: dict[str, str] = {}
+    left_out = _unread({"subject": subject, "style": style})
     pairs = pair_modules(subject, style, _component_filter(subject, style, values["components"]), left_out)
     strengths = (float(values["subject_strength"]), float(values["style_strength"]))  # type: ignore[arg-type]
     modules, notes = {}, []
@@ -210,12 +211,20 @@ def _component_filter(subject: Adapter, style: Adapter, asked: object) -> frozen
     return names
 
 
-def _without_silent(pair: Pair, strengths: tuple[float, float], left_out: dict[str, str]) -> Pair | None:
+def _unread(inputs: Mapping[str, Adapter]) -> LeftOut:
+    left_out = LeftOut()
+    for role, adapter in inputs.items():
+        for key, why in adapter.unread.items():
+            left_out.add(role, [key], why)
+    return left_out
+
+
+def _without_silent(pair: Pair, strengths: tuple[float, float], left_out: LeftOut) -> Pair | None:
     """The pair without the side whose strength is 0 (no style, rather than a projector that is not seen)."""
     sides = {"subject": pair.subject, "style": pair.style}
     for (role, module), strength in zip(sides.items(), strengths, strict=True):
         if module is not None and strength == 0:
-            left_out.update((key, f"{role} strength is 0") for key in module.update.keys)
+            left_out.add(role, module.keys, f"{role} strength is 0")
             sides[role] = None
     if not any(sides.values()):
         return None
@@ -281,12 +290,12 @@ def alone(adapter: Adapter, components: object = None) -> Fusion:
     chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
     kept = _component_filter(adapter, adapter, values["components"])
     modules: dict[str, FusedModule] = {}
-    left_out: dict[str, str] = {}
+    left_out = _unread({"subject": adapter})
     for name, module in adapter.items():
         if kept is None or module.component in kept:
             modules[name] = FusedModule(name, module, None, (1.0, 1.0), None, method, chosen)
         else:
-            left_out.update((key, "not among --components") for key in module.update.keys)
+            left_out.add("subject", module.keys, "not among --components")
     return Fusion(adapter, None, values, modules, left_out, adapter.notes)
 
 

@@ -18,6 +18,8 @@ from .layouts import Part, Recognition, recognise
 from .scales import Scales
 from .storage import Tensor, TensorFile
 
+SCALE_ROLES = {"alpha", "scale"}
+
 
 def load(path: str | os.PathLike[str]) -> Adapter:
     """Open an adapter: a safetensors file of any known format, or a PEFT or MLX folder.
@@ -51,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> Adapter:
         reader.add(module, group)
     return Adapter(
         path=os.fspath(path), format=detection.format, layout=recognition.layout, recognition=recognition,
-        evidence=detection.evidence, modules=reader.modules, vectors=reader.vectors, others=others,
+        evidence=detection.evidence, modules=reader.modules, vectors=reader.vectors, others=others, unread=reader.unread,
         metadata=file.header.metadata, config=file.config, file=file, notes=reader.scales.notes(),
     )  # fmt: skip
 
@@ -78,7 +80,7 @@ def _group(file: TensorFile) -> tuple[dict[str, Group], dict[str, Tensor]]:
             "the file holds several adapters", file=file.path, expected="one adapter", got=", ".join(sorted(names)),
             hint="Save each one to a file of its own.",
         )  # fmt: skip
-    for module in [module for module, roles in tensors.items() if roles.keys() <= {"alpha", "scale"}]:
+    for module in [module for module, roles in tensors.items() if roles.keys() <= SCALE_ROLES]:
         for tensor in tensors.pop(module).values():  # an alpha without factors says nothing
             others[tensor.key] = tensor
     return {module: Group(file.path, module, roles, suffixes[module]) for module, roles in tensors.items()}, others
@@ -121,23 +123,29 @@ class _Reader:
         self.file, self.detection, self.layout, self.scales = file, detection, recognition.layout, scales
         self.modules: dict[str, Module] = {}
         self.vectors: dict[tuple[str, str], Vector] = {}
+        self.unread: dict[str, str] = {}
 
     def add(self, module: str, group: Group) -> None:
         component, parts = self._resolve(module)
-        origin = Origin(module, parts, self.detection.formats[module], group.suffixes)
+        body = self.detection.places[module].body  # what a config's patterns are about
+        scale_keys = tuple(tensor.key for role, tensor in group.tensors.items() if role in SCALE_ROLES)
+        origin = Origin(module, parts, self.detection.formats[module], group.suffixes, scale_keys)
         kind = kind_of(group)
         vectors = {role: t for role, t in group.tensors.items() if role in VECTOR_ROLES and role != "diff"}
         if kind is not None:
             weights = replace(group, tensors={r: t for r, t in group.tensors.items() if r not in vectors})
-            scale, scale_from = self.scales.of(weights, component, parts[0].name)
+            scale, scale_from = self.scales.of(weights, component, body)
             update = kind.read(weights, scale, scale_from)
+            for role, tensor in weights.tensors.items():
+                if role not in SCALE_ROLES and tensor.key not in update.keys:
+                    self.unread[tensor.key] = f"no part of a {update.kind} module"
             if isinstance(update, Full) and "diff" in group.tensors and len(group.tensors["diff"].shape) == 1:
                 vectors["diff"] = group.tensors["diff"]  # a norm's or bias-like weight: no input side to project
             else:
                 for part, piece in _split_update(update, parts, group):
                     self._keep(Module(f"{component}.{part.name}", self._with_kernel(piece, component, part), origin))
         for role, tensor in vectors.items():
-            own_scale = self.scales.of(group, component, parts[0].name)[0] if role == "bias" and kind else 1.0
+            own_scale = self.scales.of(group, component, body)[0] if role == "bias" and kind else 1.0
             for part in parts:
                 vector = Vector(f"{component}.{part.name}", role, _take_vector(tensor, part), own_scale, origin)
                 self.vectors[vector.target] = vector

@@ -10,17 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapter import Vector
-from .adapters import Full, LowRank, Matrix, Opaque, Update
+from .adapters import Factor, Full, LowRank, Matrix, Opaque, Update
 from .dense import fuse_dense
 from .formats import Spelling
 from .layouts import Part
+from .leftovers import LeftOut
 from .naming import Naming
-from .pairing import match_key
+from .pairing import partners
 from .plan import Plan, join
+from .projection import check_finite
 from .storage import Tensor, cast, numpy_dtype, wider
 
 if TYPE_CHECKING:
-    from .adapter import Module, Origin
+    from .adapter import Adapter, Module, Origin
     from .fusion import FusedModule, Fusion
 
 
@@ -29,10 +31,9 @@ class Loose:
     """Tensors outside the plan, and keys that the output's format has no place for (key -> why)."""
 
     tensors: list[Tensor] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)  # what the fusion left out already is among them
     added: list[str] = field(default_factory=list)  # biases and norms that were added up
     copied: list[str] = field(default_factory=list)  # foreign keys
-    used: set[str] = field(default_factory=set)
     pieces: dict[str, tuple[Spelling, dict[str, NDArray[np.generic]]]] = field(default_factory=dict)
 
     def put(self, spelling: Spelling, suffix: str, name: str, numbers: NDArray[np.generic]) -> None:
@@ -48,11 +49,11 @@ class Loose:
 
 def loose_tensors(fusion: Fusion, naming: Naming, plan: Plan) -> Loose:
     """Everything of a fusion that is not a pair of factors."""
-    loose = Loose()
+    loose = Loose(left_out=LeftOut(fusion.left_out))
     for module in fusion.modules.values():
         kinds = [member.update for member in module.modules]
         if any(isinstance(kind, Opaque) for kind in kinds):
-            _carry(module.modules[0], naming, loose)
+            _carry(*_by_role(module)[0], naming, loose)
         elif any(isinstance(kind, Full) for kind in kinds):
             _full(module, fusion.parameters, naming, loose)
     _vectors(fusion, naming, plan, loose)
@@ -85,24 +86,27 @@ def _spelling(name: str, origin: Origin, naming: Naming) -> Spelling | None:
     return naming.format.spell(component, path, naming.layout)
 
 
-def _carry(module: Module, naming: Naming, loose: Loose) -> None:
+def _carry(role: str, module: Module, naming: Naming, loose: Loose) -> None:
     assert isinstance(module.update, Opaque)
     spelling = _spelling(module.name, module.origin, naming)
     name = spelling.module if spelling is not None and len(spelling.parts) == 1 else None
     for suffix, tensor in module.update.parts.items():
         if name is None:
-            loose.left_out[tensor.key] = f"{naming.format.title} has no name for this {module.update.kind} module"
+            loose.left_out.add(role, [tensor.key], f"{naming.format.title} has no name for this {module.update.kind} module")
         else:
             loose.tensors.append(Tensor(join(name, suffix), tensor.dtype, tensor.shape, tensor.source, tensor.start))
-            loose.used.add(tensor.key)
 
 
 def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loose: Loose) -> None:
     first = module.modules[0]
     spelling = _spelling(module.name, first.origin, naming)
-    keys = [key for member in module.modules for key in member.update.keys]
+    for role, member in _by_role(module):
+        if spelling is None or naming.format.name in ("diffusers", "peft"):
+            loose.left_out.add(role, member.keys, f"{naming.format.title} has no place for a full matrix")
+        elif not values["allow_nonfinite"]:
+            for matrix in _matrices(member.update):
+                check_finite(matrix, module.name)
     if spelling is None or naming.format.name in ("diffusers", "peft"):
-        loose.left_out.update((key, f"{naming.format.title} has no place for a full matrix") for key in keys)
         return
     if len(module.modules) == 2:
         dense = fuse_dense(
@@ -115,7 +119,11 @@ def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loo
     dtype = naming.dtype or wider(stored)
     shape = (dense.shape[0], -1, *first.update.kernel) if first.update.kernel else dense.shape
     loose.put(spelling, ".diff", module.name, cast(dense.reshape(shape), numpy_dtype(dtype)))
-    loose.used.update(keys)
+
+
+def _by_role(module: FusedModule) -> list[tuple[str, Module]]:
+    sides = (("subject", module.subject), ("style", module.style))
+    return [(role, member) for role, member in sides if member is not None]
 
 
 def _matrices(update: Update) -> list[Matrix]:
@@ -134,45 +142,59 @@ def _vectors(fusion: Fusion, naming: Naming, plan: Plan, loose: Loose) -> None:
         )
     )
     components = fusion.parameters["components"]
-    targets: dict[tuple[tuple[str, str], str], list[tuple[float, Vector]]] = {}
+    theirs = {} if fusion.style is None else partners(_modules_of(fusion.style), _modules_of(fusion.subject))
+    targets: dict[tuple[str, str], list[_Share]] = {}
     for role, adapter in fusion.inputs.items():
-        for vector in adapter.vectors.values():
-            if components is not None and vector.name.partition(".")[0] not in components:
-                loose.left_out[vector.tensor.key] = "not among --components"
-            elif strengths[role]:
-                key = match_key(vector.name), vector.target[1]
-                targets.setdefault(key, []).append((strengths[role] * vector.scale, vector))
+        for (name, what), vector in adapter.vectors.items():
+            if components is not None and name.partition(".")[0] not in components:
+                loose.left_out.add(role, [vector.tensor.key], "not among --components")
+            elif not strengths[role]:
+                loose.left_out.add(role, [vector.tensor.key], f"{role} strength is 0")
             else:
-                loose.left_out[vector.tensor.key] = f"{role} strength is 0"
-    for (_, what), vectors in targets.items():
-        _vector(vectors[0][1].name, what, vectors, naming, plan, loose)
+                module = theirs.get(name, name) if role == "style" else name
+                targets.setdefault((module, what), []).append(_Share(role, strengths[role] * vector.scale, vector))
+    for (_, what), shares in targets.items():
+        if not fusion.parameters["allow_nonfinite"]:
+            for share in shares:
+                check_finite(Factor(share.vector.tensor), share.vector.name)
+        _vector(shares[0].vector.name, what, shares, naming, plan, loose)
 
 
-def _vector(
-    module: str, what: str, vectors: list[tuple[float, Vector]], naming: Naming, plan: Plan, loose: Loose
-) -> None:
-    first = vectors[0][1]
+def _modules_of(adapter: Adapter) -> list[str]:
+    return list(dict.fromkeys(name for name, _ in adapter.vectors))
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    role: str
+    weight: float
+    vector: Vector
+
+
+def _vector(module: str, what: str, shares: list[_Share], naming: Naming, plan: Plan, loose: Loose) -> None:
+    first = shares[0].vector
     spelling = _spelling(module, first.origin, naming)
     if spelling is None and module in plan.unnamed:
         spelling = Spelling(plan.modules[module], (Part(module.partition(".")[2]),))
     role, factor = _vector_role(module, what, first, naming, plan)
     if spelling is None or role is None:
-        for _, vector in vectors:
-            loose.left_out[vector.tensor.key] = f"{naming.format.title} has no place for a {what} delta here"
+        for share in shares:
+            why = f"{naming.format.title} has no place for a {what} delta here"
+            loose.left_out.add(share.role, [share.vector.tensor.key], why)
         return
-    weights = [weight / factor for weight, _ in vectors]
-    if len(vectors) == 1 and weights[0] == 1.0 and naming.dtype in (None, first.tensor.dtype):
+    weights = [share.weight / factor for share in shares]
+    if len(shares) == 1 and weights[0] == 1.0 and naming.dtype in (None, first.tensor.dtype):
         total = first.tensor.read()
     else:
-        dtype = naming.dtype or wider(vector.tensor.dtype for _, vector in vectors)
-        scaled = [w * vector.tensor.read().astype(np.float64) for w, (_, vector) in zip(weights, vectors, strict=True)]
+        dtype = naming.dtype or wider(share.vector.tensor.dtype for share in shares)
+        arrays = [share.vector.tensor.read().astype(np.float64) for share in shares]
+        scaled = [weight * array for weight, array in zip(weights, arrays, strict=True)]
         total = cast(np.sum(scaled, axis=0), numpy_dtype(dtype))
     suffix = (
         first.origin.suffixes.get(first.role) if naming.keep and first.origin.format == naming.format.name else None
     )
     loose.put(spelling, suffix or _VECTOR_SUFFIX[role], module, total)
-    loose.used.update(vector.tensor.key for _, vector in vectors)
-    if len(vectors) > 1:
+    if len(shares) > 1:
         loose.added.append(f"{module} ({what})")
 
 
@@ -199,11 +221,12 @@ def _others(fusion: Fusion, naming: Naming, plan: Plan, loose: Loose) -> None:
     for role, adapter in fusion.inputs.items():
         for key, tensor in adapter.others.items():
             if not naming.format.keeps_others:
-                loose.left_out[key] = f"a foreign key would keep readers of {naming.format.title} from loading the file"
+                why = f"a foreign key would keep readers of {naming.format.title} from loading the file"
+                loose.left_out.add(role, [key], why)
             elif key in taken or (key in kept and not _same_bytes(kept[key], tensor)):
-                loose.left_out[f"{key} ({role})"] = "the other adapter has a different tensor of this name"
-            elif key not in kept:
-                kept[key] = tensor
+                loose.left_out.add(role, [key], "the output has a different tensor of this name")
+            else:
+                kept.setdefault(key, tensor)
                 loose.copied.append(key)
     loose.tensors += kept.values()
 

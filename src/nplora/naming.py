@@ -105,6 +105,10 @@ def target_path(path: str | os.PathLike[str], format: Format, inputs: Sequence[A
     given = Path(path)
     if format.folder and given.suffix != ".safetensors":
         given = given / format.folder
+    elif format.folder and given.name != format.folder:  # no reader looks for the config, which holds the scales, there
+        raise UsageError(
+            f"{format.title} is a folder, not one file", key=str(path), hint="Name a folder, or add --format diffusers."
+        )
     elif given.suffix != ".safetensors":
         raise OutputError(
             "the output's name does not end in .safetensors", file=path,

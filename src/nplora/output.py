@@ -60,18 +60,17 @@ def save_fusion(
     ]
     plan = plan_modules(low_rank, naming.format, naming.layout, naming.dtype)
     loose = loose_tensors(fusion, naming, plan)
-    left_out = {**fusion.left_out, **loose.left_out}
-    if fusion.parameters["strict"] and loose.left_out:
-        key, why = next(iter(loose.left_out.items()))
+    left_out = loose.left_out
+    if fusion.parameters["strict"] and left_out:
+        key, why = next(iter(left_out.items()))
         raise InputError(
-            f"{len(loose.left_out)} keys would be left out ({why})", key=key, hint="Go on without --strict to allow it."
+            f"{len(left_out)} keys would be left out ({why})", key=key, hint="Go on without --strict to allow it."
         )
     table, dropped = words.merged({role: adapter.metadata for role, adapter in inputs.items()})
     target = Target(file, naming, plan, loose, table)
     _describe(target, file.stem if file.stem != "adapter_model" else Path(path).name, inputs)
     report = _write(target, fusion, inputs, overwrite)
-    report.update(left_out=left_out, dropped_metadata=dropped, output=os.fspath(path), format=naming.format.name)
-    report["keys"]["left out"] = len(left_out)
+    report.update(left_out=dict(left_out), dropped_metadata=dropped, output=os.fspath(path), format=naming.format.name)
     return report
 
 

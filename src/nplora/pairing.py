@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from .adapter import Adapter, Module
 from .errors import InputError
+from .leftovers import LeftOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,26 @@ def match_key(name: str) -> tuple[str, str]:
     return component if component.startswith("text_encoder") else "denoiser", path.replace(".", "_")
 
 
+def partners(subject: Collection[str], style: Collection[str]) -> dict[str, str]:
+    """The style's name for each name of the subject that it has too: equal names first, then equal match keys.
+
+    Where several names of one file share a match key, only equal names are one module.
+
+    >>> partners(["unknown.a.b_c", "unknown.a_b.c"], ["unknown.a_b.c", "unknown.a.b_c"])
+    {'unknown.a.b_c': 'unknown.a.b_c', 'unknown.a_b.c': 'unknown.a_b.c'}
+    """
+    known = frozenset(style)
+    found = {name: name for name in subject if name in known}
+    counts = Counter(map(match_key, subject)) | Counter(map(match_key, style))
+    theirs = {match_key(name): name for name in style if name not in found and counts[match_key(name)] == 1}
+    for name in subject:
+        if name not in found and match_key(name) in theirs and counts[match_key(name)] == 1:
+            found[name] = theirs[match_key(name)]
+    return found
+
+
 def pair_modules(
-    subject: Adapter, style: Adapter, components: frozenset[str] | None, left_out: dict[str, str]
+    subject: Adapter, style: Adapter, components: frozenset[str] | None, left_out: LeftOut
 ) -> list[Pair]:
     """All modules of both adapters, matched; the subject's order first.
 
@@ -39,10 +60,11 @@ def pair_modules(
     Raises:
         InputError: a common module differs in size: the adapters are for different base models.
     """
-    theirs = {match_key(name): module for name, module in style.modules.items()}
+    theirs = dict(style.modules)
+    names_there = partners(subject.modules, theirs)
     pairs = []
     for module in subject.modules.values():
-        other = theirs.pop(match_key(module.name), None)
+        other = theirs.pop(names_there.get(module.name, ""), None)
         names = [module.name]
         if other is not None:
             _require_same_size(module, other, subject, style)
@@ -58,9 +80,9 @@ def pair_modules(
         if pair.name.partition(".")[0] in components:
             kept.append(pair)
         else:
-            for member in (pair.subject, pair.style):
+            for role, member in (("subject", pair.subject), ("style", pair.style)):
                 if member is not None:
-                    left_out.update((key, "not among --components") for key in member.update.keys)
+                    left_out.add(role, member.keys, "not among --components")
     return kept
 
 

@@ -143,10 +143,7 @@ def plan_modules(modules: Iterable[OutputModule], format: Format, layout: Layout
         The plan; its bands cover every low-rank tensor.
     """
     plan = Plan()
-    grouped = _group(modules, format, layout, plan)
-    if format.one_rank:
-        largest = max((module.rank for module in grouped), default=0)
-        grouped = [replace(module, padding=largest - module.rank) for module in grouped]
+    grouped = _padded(_group(modules, format, layout, plan), format)
     scales = _scales(grouped, format, layout)
     for module in grouped:
         scale = scales[module.spelling.module]
@@ -156,6 +153,24 @@ def plan_modules(modules: Iterable[OutputModule], format: Format, layout: Layout
             plan.modules[member.name] = module.spelling.module
         _lay_out(plan, module, scale, format, dtype)
     return plan
+
+
+def _padded(modules: list[_FileModule], format: Format) -> list[_FileModule]:
+    """Modules with ranks of zeros added where readers do not look at each module's own rank."""
+    if format.one_rank:
+        largest = max((module.rank for module in modules), default=0)
+        return [replace(module, padding=largest - module.rank) for module in modules]
+    ranks: dict[str, Counter[int]] = {}
+    for module in modules:
+        if format.common_rank.isdisjoint(module.members):
+            ranks.setdefault(module.component, Counter())[module.rank] += 1
+    common = {component: counter.most_common(1)[0][0] for component, counter in ranks.items()}
+    return [
+        module
+        if format.common_rank.isdisjoint(module.members)
+        else replace(module, padding=max(0, common.get(module.component, 0) - module.rank))
+        for module in modules
+    ]
 
 
 def _group(modules: Iterable[OutputModule], format: Format, layout: Layout | None, plan: Plan) -> list[_FileModule]:

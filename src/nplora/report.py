@@ -136,6 +136,6 @@ def _module_counts(fusion: Fusion) -> dict[str, Any]:
 
 def _key_counts(fusion: Fusion, target: Target) -> dict[str, int]:
     total = sum(len(adapter.file.tensors) for adapter in fusion.inputs.values() if adapter.file is not None)
-    left = len(fusion.left_out) + len(target.loose.left_out)
+    left = len(target.loose.left_out)
     copied = len(target.loose.copied)
     return {"read": total, "used": total - left - copied, "copied": copied, "left out": left}

@@ -3,91 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.conftest import Nplora
-from making import CONVOLUTIONS, SD15, TEXT, make, write
 
 import nplora as package
-from nplora.cli import COMMANDS, usage
-from nplora.cli.group import render
-from nplora.parameters import FUSE
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> None:
-    """cat and ink: two small adapters of Stable Diffusion 1.5 in two namings."""
-    words = {"ss_tag_frequency": '{"10_sks cat": {"sks cat": 10}}', "ss_output_name": "cat"}
-    make(tmp_path / "cat.safetensors", modules={**SD15, **TEXT}, seed=1, rank=4, alpha=2, metadata=words)
-    ink = {"modelspec.trigger_phrase": "ink wash", "modelspec.title": "Ink"}
-    make(tmp_path / "ink.safetensors", "diffusers", SD15, seed=2, rank=8, metadata=ink)
-
-
-# ------------------------------------------------------------------------------------------ start
-
-
-def test_the_quick_help_is_clicks_own() -> None:
-    assert usage() == render(80)
-
-
-@pytest.mark.parametrize("line", ["", "--help", "-h"])
-def test_help(line: str, nplora: Nplora) -> None:
-    assert nplora(line) == (0, usage(), "")
-
-
-def test_version(nplora: Nplora) -> None:
-    assert nplora("--version") == (0, f"nplora {package.__version__}\n", "")
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command(command: str, nplora: Nplora) -> None:
-    ran = nplora(f"{command} --help")
-    assert (ran.status, ran.err) == (0, "")
-    assert ran.out.startswith(f"Usage: nplora {command}")
-
-
-def test_every_parameter_is_an_option_with_its_sentence(nplora: Nplora) -> None:
-    shown = " ".join(nplora("fuse --help").out.split())
-    for parameter in FUSE:
-        assert f"{parameter.option} " in shown
-        assert parameter.sentence in shown.replace("- ", "-")
-
-
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-
-@pytest.mark.parametrize("line", ["", "--help", "--version"])
-def test_the_quick_answers_import_next_to_nothing(line: str) -> None:
-    code = f"import sys; before = set(sys.modules); from nplora.cli import main; main({line.split()!r})"
-    heavy = run_python(code + "; print(sorted(set(sys.modules) - before))").stdout.splitlines()[-1]
-    assert heavy == "['__future__', 'nplora', 'nplora.cli', 'nplora.version']"
-
-
-def test_help_of_a_command_imports_no_numpy() -> None:
-    code = "import sys; from nplora.cli import main; main(['fuse', '--help']); print('numpy' in sys.modules)"
-    assert run_python(code).stdout.splitlines()[-1] == "False"
-
-
-@pytest.mark.usefixtures("pair")
-def test_fuse_and_verify_load_no_rich(tmp_path: Path) -> None:
-    code = (
-        f"import os, sys; os.chdir({os.fspath(tmp_path)!r}); from nplora.cli import main\n"
-        "main(['fuse', 'cat.safetensors', 'ink.safetensors', '-o', 'out.safetensors']); main(['verify', 'out.safetensors'])\n"
-        "print(sorted({'rich', 'torch'} & set(sys.modules)), os.environ['OPENBLAS_NUM_THREADS'])"
-    )
-    assert run_python(code).stdout.splitlines()[-1] == "[] 1"
-
-
-def test_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "nplora", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"nplora {package.__version__}\n"
-
+from cli.conftest import Nplora
+from making import CONVOLUTIONS, SD15, TEXT, make
 
 # ------------------------------------------------------------------------------------------ fuse
 
@@ -121,14 +44,14 @@ def test_fuse_with_every_option(nplora: Nplora, tmp_path: Path) -> None:
         "--allow-nonfinite --report out.json"
     )
     assert (ran.status, ran.err) == (0, "")
-    assert "  left out        2 keys, not among --components: " in ran.out
+    assert "  left out        3 keys, not among --components: " in ran.out
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["parameters"] == {
         "mu": "inf", "directions": 0.9, "side": "output", "subject_strength": -0.5, "style_strength": 1.1,
         "components": ["unet"], "format": "diffusers", "dtype": "fp32", "device": "cpu", "strict": False,
         "allow_nonfinite": True,
     }  # fmt: skip
-    assert len(report["left_out"]) == 2
+    assert len(report["left_out"]) == 3
     assert nplora("verify out.safetensors").status == 0
 
 
@@ -137,7 +60,10 @@ def test_fuse_takes_and_writes_folders(nplora: Nplora, tmp_path: Path) -> None:
     make(tmp_path / "peft", "peft", SD15, seed=3, rank=4, alpha=8)
     ran = nplora("fuse peft ink.safetensors -o fused --format peft")
     assert (ran.status, ran.err) == (0, "")
-    assert sorted(path.name for path in (tmp_path / "fused").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "fused").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert nplora("verify fused").status == 0
 
 
@@ -160,7 +86,10 @@ def test_added_biases_are_counted(nplora: Nplora, tmp_path: Path) -> None:
     name = next(iter(SD15))
     make(tmp_path / "a.safetensors", seed=1, bias=[name])
     make(tmp_path / "b.safetensors", seed=2, bias=[name])
-    assert "  added           1 bias or norm delta, by strength\n" in nplora("fuse a.safetensors b.safetensors -o c.safetensors").out
+    assert (
+        "  added           1 bias or norm delta, by strength\n"
+        in nplora("fuse a.safetensors b.safetensors -o c.safetensors").out
+    )
     assert nplora("verify c.safetensors").status == 0
 
 
@@ -217,7 +146,13 @@ def test_inspect_of_everything_at_once(nplora: Nplora, tmp_path: Path) -> None:
     )  # fmt: skip
     ran = nplora("inspect odd.safetensors")
     assert (ran.status, ran.err) == (0, "")
-    for part in ("LoCon (Tucker)", "full", "3 deltas besides", "1 key in no module: embedding", "modules that change nothing"):
+    for part in (
+        "LoCon (Tucker)",
+        "full",
+        "3 deltas besides",
+        "1 key in no module: embedding",
+        "modules that change nothing",
+    ):
         assert part in ran.out, part
 
 
@@ -232,7 +167,9 @@ def test_compare(nplora: Nplora, tmp_path: Path) -> None:
     assert "mu = 1 changes the subject by " in lines[0]
     assert lines[2].split() == ["block", "overlap", "chance", "modules", "subject", "norm", "style", "norm"]
     assert lines[3].startswith("unet.down_blocks.0 ")
-    assert lines[5] == "overlap: share of the subject in the style's directions. chance: the share of unrelated adapters."
+    assert (
+        lines[5] == "overlap: share of the subject in the style's directions. chance: the share of unrelated adapters."
+    )
     assert lines[7:] == [
         "  base            Stable Diffusion 1.x",
         "  modules         4 in common, 1 only in the subject",
@@ -263,7 +200,9 @@ def test_compare_of_strangers(nplora: Nplora, tmp_path: Path) -> None:
     make(tmp_path / "b.safetensors", modules=TEXT, seed=2)
     ran = nplora("compare a.safetensors b.safetensors")
     assert ran.status == 0
-    assert ran.out.startswith("The two adapters have no module in common: nothing is projected, the result is plain addition.")
+    assert ran.out.startswith(
+        "The two adapters have no module in common: nothing is projected, the result is plain addition."
+    )
     assert "  modules         0 in common, 4 only in the subject, 1 only in the style\n" in ran.out
 
 
@@ -274,7 +213,11 @@ def test_compare_of_strangers(nplora: Nplora, tmp_path: Path) -> None:
 def test_convert(nplora: Nplora, tmp_path: Path) -> None:
     ran = nplora("convert cat.safetensors -o there.safetensors --format diffusers --dtype fp32")
     size = (tmp_path / "there.safetensors").stat().st_size
-    assert ran == (0, f"5 modules from kohya to diffusers.\n\n  written         there.safetensors: {size / 1000:.1f} kB\n", "")
+    assert ran == (
+        0,
+        f"5 modules from kohya to diffusers.\n\n  written         there.safetensors: {size / 1000:.1f} kB\n",
+        "",
+    )
     before, after = package.load("cat.safetensors"), package.load("there.safetensors")
     for name in before:
         np.testing.assert_allclose(after[name].delta(), before[name].delta(), atol=1e-7)
@@ -285,7 +228,7 @@ def test_convert(nplora: Nplora, tmp_path: Path) -> None:
 def test_convert_some_components(nplora: Nplora) -> None:
     ran = nplora("convert cat.safetensors -o unet --format peft --components unet --report r.json")
     assert (ran.status, ran.err) == (0, "")
-    assert "  left out        2 keys, not among --components: lora_te_" in ran.out
+    assert "  left out        3 keys, not among --components: lora_te_" in ran.out
     assert list(package.load("unet").components) == ["unet"]
     assert nplora("verify unet").status == 0
 
@@ -311,7 +254,9 @@ def test_verify_fails_with_status_1(nplora: Nplora) -> None:
     ran = nplora("verify out.safetensors cat.safetensors ink.safetensors --style-strength 0.9 -q")
     assert (ran.status, ran.err) == (1, "")
     lines = ran.out.splitlines()
-    assert lines[0].startswith("out.safetensors is not what its recipe says: 4 of 5 modules over the bound (worst unet.")
+    assert lines[0].startswith(
+        "out.safetensors is not what its recipe says: 4 of 5 modules over the bound (worst unet."
+    )
     assert [line[:18] for line in lines[2:]] == ["  over the bound  "] * 4
     assert json.loads(nplora("verify out.safetensors --mu 3 --json").out)["passed"] is False
 
@@ -321,122 +266,9 @@ def test_verify_fails_with_status_1(nplora: Nplora) -> None:
 
 def test_methods(nplora: Nplora) -> None:
     out = nplora("methods").out
-    assert out.startswith("np  Null-space projection (NP-LoRA)\n\n  computes        dW_c (I - g V V^T) with g = mu / (1 + mu)")
+    assert out.startswith(
+        "np  Null-space projection (NP-LoRA)\n\n  computes        dW_c (I - g V V^T) with g = mu / (1 + mu)"
+    )
     assert "  published       arXiv 2511.11051" in out
     data = json.loads(nplora("methods --json").out)
     assert [parameter["name"] for parameter in data[0]["parameters"]] == ["mu", "directions"]
-
-
-# ------------------------------------------------------------------------------------------ terminals
-
-
-def test_files_play_no_tricks_with_the_terminal(nplora: Nplora, tmp_path: Path) -> None:
-    evil = "\x1b]0;owned\x07 cat\u202e\x9b2J [red]"
-    metadata = {"modelspec.trigger_phrase": evil, "ss_output_name": evil, "modelspec.title": evil}
-    make(tmp_path / "evil.safetensors", seed=1, metadata=metadata)
-    make(tmp_path / "good.safetensors", seed=2)
-    for line in ("inspect evil.safetensors", "inspect evil.safetensors --json",
-                 "fuse evil.safetensors good.safetensors -o out.safetensors"):  # fmt: skip
-        ran = nplora(line)
-        assert ran.status == 0
-        assert (ran.out + ran.err).replace("\n", "").isprintable(), line
-        assert "[red]" in ran.out
-    assert json.loads(nplora("inspect evil.safetensors --json").out)["trigger_words"] == [evil.strip()]
-
-
-def test_an_interrupt_is_one_line(nplora: Nplora, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    make(tmp_path / "a.safetensors")
-
-    def interrupt(path: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("nplora.loading.load", interrupt)
-    ran = nplora("inspect a.safetensors")
-    assert (ran.status, ran.out) == (130, "")
-    assert ran.err.strip() == "nplora: interrupted; no half-written file was left."
-
-
-def test_a_fault_of_ours_asks_to_be_reported(nplora: Nplora, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fault(path: str) -> None:
-        raise ZeroDivisionError("by zero")
-
-    monkeypatch.setattr("nplora.loading.load", fault)
-    assert nplora("inspect a.safetensors") == (
-        70, "",
-        "nplora: unexpected ZeroDivisionError (by zero). This is a fault of nplora: please report it with what "
-        "NPLORA_TRACEBACK=1 shows.\n",
-    )  # fmt: skip
-    monkeypatch.setenv("NPLORA_TRACEBACK", "1")
-    with pytest.raises(ZeroDivisionError):
-        nplora("inspect a.safetensors")
-
-
-def test_no_memory_is_one_line(nplora: Nplora, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(path: str) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("nplora.loading.load", exhausted)
-    assert nplora("inspect a.safetensors") == (
-        70, "", "nplora: out of memory; nothing was changed. Close other programs, or fuse on a larger machine.\n"
-    )  # fmt: skip
-
-
-@pytest.mark.usefixtures("pair")
-def test_a_closed_pipe_is_no_fault(tmp_path: Path) -> None:
-    line = f"{sys.executable} -m nplora inspect cat.safetensors ink.safetensors | true"
-    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
-@pytest.mark.usefixtures("pair")
-def test_on_a_terminal_lines_fit_and_a_long_run_shows_a_bar(tmp_path: Path) -> None:
-    code = (
-        "import sys, nplora.cli.progress as progress; progress.PATIENCE = 0.0\n"
-        "from nplora.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    seen = on_terminal([sys.executable, "-c", code, "verify", "out.safetensors"], tmp_path, "make it first")
-    assert "verifying" in seen
-    assert "\x1b[" in seen
-    plain = on_terminal([sys.executable, "-m", "nplora", "inspect", "cat.safetensors"], tmp_path)
-    import re
-
-    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", plain).replace("\r", "").splitlines()
-    assert max(map(len, lines)) <= 100
-
-
-def on_terminal(command: list[str], folder: Path, first: str = "") -> str:
-    """What a command writes on a terminal of 100 columns."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    if first:
-        fuse = [sys.executable, "-m", "nplora", "fuse", "cat.safetensors", "ink.safetensors", "-o", "out.safetensors"]
-        subprocess.run(fuse, cwd=folder, check=True, capture_output=True)
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
-    process = subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
-                               env={**environment, "TERM": "xterm-256color"})  # fmt: skip
-    os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            data = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not data:
-            break
-        seen += data
-    os.close(ours)
-    assert process.wait() == 0
-    return seen.decode()
-
-
-def test_write_makes_a_file_that_the_library_reads(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.numpy")
-    arrays = {"b": np.arange(6, dtype=np.float16).reshape(2, 3), "a": np.array(2.0, np.float32)}
-    found = safetensors.load_file(write(tmp_path / "x.safetensors", arrays, {"k": "v"}))
-    assert {key: value.tolist() for key, value in found.items()} == {key: value.tolist() for key, value in arrays.items()}

@@ -74,8 +74,8 @@ def _heard() -> Iterator[list[str]]:
             for logger, level in loggers.items():
                 logger.removeHandler(handler)
                 logger.setLevel(level)
-            # A DeprecationWarning speaks of the consumers' own code, never of the file.
-            texts += [str(w.message) for w in caught if not issubclass(w.category, DeprecationWarning)]
+            # A DeprecationWarning or FutureWarning speaks of the consumers' own code, never of the file.
+            texts += [str(w.message) for w in caught if not issubclass(w.category, DeprecationWarning | FutureWarning)]
 
 
 _ABSENT = re.compile(r"No LoRA keys associated to \w+ found with the prefix='(\w+)'")

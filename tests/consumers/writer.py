@@ -104,6 +104,16 @@ _FLUX_BLOCKS = {  # (ours, theirs) -> body in a kohya file: canonical parts in t
 }  # fmt: skip
 
 
+_SD3_BLOCKS = {
+    ("transformer_blocks", "joint_blocks"): {
+        "x_block_attn_qkv": "attn.to_q attn.to_k attn.to_v", "x_block_attn_proj": "attn.to_out.0",
+        "context_block_attn_qkv": "attn.add_q_proj attn.add_k_proj attn.add_v_proj",
+        "context_block_attn_proj": "attn.to_add_out", "x_block_mlp_fc1": "ff.net.0.proj", "x_block_mlp_fc2": "ff.net.2",
+        "x_block_attn2_qkv": "attn2.to_q attn2.to_k attn2.to_v", "x_block_attn2_proj": "attn2.to_out.0",
+    },
+}  # fmt: skip
+
+
 def _join(parts: list[Factors]) -> Factors:
     """One fused module: a shared down is kept once, else downs are stacked and ups stand on the block diagonal."""
     if all(np.array_equal(f.down, parts[0].down) for f in parts):
@@ -112,17 +122,27 @@ def _join(parts: list[Factors]) -> Factors:
     return Factors(torch.block_diag(*blocks).numpy(), np.concatenate([f.down for f in parts]), parts[0].scale)
 
 
-def _flux_fused(spec: Spec) -> Spec:
-    """The modules of FLUX.1 under their original names, q, k, v (and the MLP) in one."""
-    fused = {f"transformer.{_FLUX_TOP[p]}": spec[f"transformer.{p}"] for p in _FLUX_TOP if f"transformer.{p}" in spec}
-    fused |= {n: f for n, f in spec.items() if n.startswith("text_encoder.")}
-    for (ours, theirs), bodies in _FLUX_BLOCKS.items():
+def _fused(spec: Spec, blocks: dict[tuple[str, str], dict[str, str]], top: dict[str, str]) -> Spec:
+    """The modules of a transformer under their original names, q, k, v (and the MLP) in one."""
+    fused = {f"transformer.{top[p]}": spec[f"transformer.{p}"] for p in top if f"transformer.{p}" in spec}
+    fused |= {n: f for n, f in spec.items() if n.startswith("text_encoder")}
+    for (ours, theirs), bodies in blocks.items():
         for block in {n.split(".")[2] for n in spec if n.startswith(f"transformer.{ours}.")}:
             for body, parts in bodies.items():
                 names = [f"transformer.{ours}.{block}.{part}" for part in parts.split()]
                 if names[0] in spec:
                     fused[f"transformer.{theirs}.{block}.{body}"] = _join([spec[n] for n in names])
     return fused
+
+
+_WAN = {"attn1.to_": "self_attn.", "attn2.to_": "cross_attn.", "out.0": "o", "ffn.net.0.proj": "ffn.0", "net.2": "2",
+        "transformer.": "diffusion_model."}  # fmt: skip
+
+
+def _wan_name(name: str) -> str:
+    for ours, theirs in _WAN.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 _PROCESSOR = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out", "0": "to_out"}
@@ -138,14 +158,16 @@ def lora_state(spec: Spec, naming: str) -> dict[str, torch.Tensor]:
     """The state dict of a file.
 
     "diffusers", "diffusers-linear" and "diffusers-processor" have the scale folded into the up factor, "kohya",
-    "kohya-sgm" (SDXL's original names) and "kohya-flux1" (the original names, q, k, v in one) have alphas.
+    "kohya-sgm" (SDXL's original names), "kohya-flux1", "kohya-sd3" (the original names, q, k, v in one) and
+    "onetrainer" have alphas. "native-wan" is ComfyUI's `diffusion_model.`, folded.
     """
     folded = {n: f._replace(up=f.up * np.float32(f.scale)) for n, f in spec.items()}
     match naming:
         case "diffusers":
             return _tensors(folded)
         case "diffusers-linear":
-            return _tensors(folded, "lora.down", "lora.up")
+            state = _tensors(folded, "lora.down", "lora.up")
+            return {re.sub(r"^(text.*)\.lora\.", r"\1.lora_linear_layer.", key): t for key, t in state.items()}
         case "diffusers-processor":
             state = _tensors({_processor(n): f for n, f in folded.items()}, "lora.down", "lora.up")
             return {key.replace(".lora.", "_lora."): tensor for key, tensor in state.items()}
@@ -154,7 +176,14 @@ def lora_state(spec: Spec, naming: str) -> dict[str, torch.Tensor]:
         case "kohya-sgm":
             return _kohya({_sgm_name(n): f for n, f in spec.items()}, te="lora_te1_")
         case "kohya-flux1":
-            return _kohya(_flux_fused(spec), te="lora_te1_")
+            return _kohya(_fused(spec, _FLUX_BLOCKS, _FLUX_TOP), te="lora_te1_")
+        case "kohya-sd3":
+            return _kohya(_fused(spec, _SD3_BLOCKS, {}), te="lora_te1_")
+        case "onetrainer":
+            state = _kohya(spec, te="lora_te1_")
+            return {key.replace("lora_unet_", "lora_transformer_"): tensor for key, tensor in state.items()}
+        case "native-wan":
+            return _tensors({_wan_name(n): f for n, f in folded.items()})
     raise ValueError(naming)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ class Factors:
 
     def dense(self) -> np.ndarray:
         return self.scale * (self.up.astype(np.float64) @ self.down.astype(np.float64))
+
+    @cached_property
+    def size(self) -> float:
+        """``|| |B| |A| ||``: what relative errors of the factors are multiplied by."""
+        return float(np.linalg.norm(np.abs(self.up.astype(np.float64)) @ np.abs(self.down.astype(np.float64))))
 
     def stored_up(self) -> np.ndarray:
         return self.up.reshape(*self.up.shape, *(1 for _ in self.kernel))
@@ -184,7 +190,6 @@ def allowed(modules: list[tuple[Factors, float]], dtype: str, arithmetic: float 
     """
     total = 0.0
     for module, strength in modules:
-        up, down = np.abs(module.up.astype(np.float64)), np.abs(module.down.astype(np.float64))
-        size = abs(strength * module.scale) * np.linalg.norm(up @ down)
-        total += (ROUNDOFF[dtype] + arithmetic) * size + STEP[dtype] * np.linalg.norm(up) * np.sqrt(down.size)
-    return float(total)
+        total += (ROUNDOFF[dtype] + arithmetic) * abs(strength * module.scale) * module.size
+        total += STEP[dtype] * float(np.linalg.norm(module.up.astype(np.float64))) * module.down.size**0.5
+    return total

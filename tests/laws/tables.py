@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Content:
     full: dict[str, np.ndarray] = field(default_factory=dict)
     vectors: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def deltas(self) -> dict[str, np.ndarray]:
         return {name: module.dense() for name, module in self.factors.items()} | self.full
 
@@ -164,6 +165,7 @@ CELLS = [(format, kind) for format, speech in FORMATS.items() for kind in speech
 # ------------------------------------------------------------------------------------------ contents
 
 
+@lru_cache(maxsize=None)
 def content(format: str, kind: str, dtype: str, seed: int = 0) -> Content:
     """A file of one module of a kind, beside a linear companion elsewhere."""
     rng = np.random.default_rng(seed)

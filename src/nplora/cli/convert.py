@@ -37,7 +37,7 @@ def command(adapter: str, output: str, overwrite: bool, report: str | None, quie
         return
     written = TensorFile(done["output"])
     say(
-        paragraph(f"{count(len(loaded.modules), 'module')} from {loaded.format.name} to {done['format']}."),
+        paragraph(f"{count(done['modules']['passed_through']['subject'], 'module')} from {loaded.format.name} to {done['format']}."),
         facts([("written", f"{done['output']}: {size(written.size)}"), *left_out(done, report),
                *(("note", note) for note in done["notes"])]),
     )  # fmt: skip

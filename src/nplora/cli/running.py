@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,22 @@ from .text import printable
 
 UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def keep_memory() -> None:
+    """Have the C library keep freed batches instead of giving them back to the system after each.
+
+    With glibc's defaults a fusion spends a third of its time in page faults. Elsewhere nothing happens.
+    """
+    try:
+        from ctypes import CDLL
+
+        mallopt = CDLL(None).mallopt
+    except (ImportError, OSError, AttributeError, TypeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def run(words: Sequence[str]) -> int:
@@ -26,6 +43,8 @@ def run(words: Sequence[str]) -> int:
     Returns:
         The exit status, see `nplora.cli.main`.
     """
+    gc.disable()  # a command is short and makes no cycles worth collecting
+    keep_memory()
     try:
         return invoke(words)
     except NploraError as error:

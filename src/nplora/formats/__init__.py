@@ -79,6 +79,7 @@ class Format:
         folder: the tensors' file name, for a format whose scale stands in a config beside them.
         describe: what goes into the metadata and the config of a file about to be written.
         one_rank: whether readers take one rank for all modules, so that smaller ones are padded with zeros.
+        common_rank: paths of modules to which a reader gives the most common rank of their component.
         transposed: whether factors are stored (in, r) and (r, out).
         weight: how much one understood module counts in the score (below 1 for catch-all formats).
     """
@@ -95,6 +96,7 @@ class Format:
     folder: str | None = None
     describe: Callable[[Written], Description] = lambda _: Description()
     one_rank: bool = False
+    common_rank: frozenset[str] = frozenset()
     transposed: bool = False
     weight: float = 1.0
 

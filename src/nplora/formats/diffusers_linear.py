@@ -16,7 +16,9 @@ def locate(module: str, suffix: str) -> Place | None:
 
 
 def spell(component: str, name: str, layout: Layout | None) -> Spelling | None:
-    return Spelling(f"{component}.{name}", (Part(name),)) if component != "unknown" else None
+    # Text encoders had a suffix of their own, which is kept but never invented.
+    known = component != "unknown" and not component.startswith("text_encoder")
+    return Spelling(f"{component}.{name}", (Part(name),)) if known else None
 
 
 FORMAT = Format(

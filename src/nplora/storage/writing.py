@@ -11,7 +11,9 @@ import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,8 @@ from .header import ITEM_BITS, read_header
 
 # Room in the header for numbers that are known only when the data has been computed.
 HEADER_SLACK = 1024
+# Bytes after which the disk is set to work beside the computation, so that the last flush finds little to do.
+FLUSH_EVERY = 48 << 20
 
 
 class TensorWriter:
@@ -75,6 +79,8 @@ class TensorWriter:
             for key, dtype, shape in self._specs
         }
         self._made_folder = False
+        self._unflushed = 0
+        self._flushing: threading.Thread | None = None
         self._open()
 
     def _header(self, metadata: Mapping[str, str]) -> bytes:
@@ -114,12 +120,22 @@ class TensorWriter:
                 done += os.pwrite(self._file, view, position + done)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
+        self._unflushed += size
+        if self._unflushed > FLUSH_EVERY and (self._flushing is None or not self._flushing.is_alive()):
+            self._unflushed = 0
+            self._flushing = threading.Thread(target=_flush, args=(self._file,), daemon=True)
+            self._flushing.start()
+
+    def _stop_flushing(self) -> None:
+        if self._flushing is not None:
+            self._flushing.join()
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the header, flush, read back, and put the file in its place."""
         header = self._header(metadata)
         if len(header) > self._reserved:
             raise OutputError("the header outgrew the room reserved for it", file=self.path, hint="Please report this.")
+        self._stop_flushing()
         try:
             os.pwrite(self._file, self._reserved.to_bytes(8, "little") + header.ljust(self._reserved), 0)
             if not self._table:
@@ -154,6 +170,7 @@ class TensorWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop_flushing()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -161,6 +178,11 @@ class TensorWriter:
             self._temporary.unlink(missing_ok=True)
             if self._made_folder and not any(self.path.parent.iterdir()):
                 self.path.parent.rmdir()
+
+
+def _flush(file: int) -> None:
+    with suppress(OSError):  # the flush that counts is the last one, and that one reports
+        os.fsync(file)
 
 
 def _reserve(file: int, size: int) -> None:
