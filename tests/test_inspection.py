@@ -29,7 +29,8 @@ def test_what_an_adapter_is(tmp_path: Path) -> None:
     data = described(tmp_path / "cat.safetensors")
     assert data["bytes"] == (tmp_path / "cat.safetensors").stat().st_size
     assert data["base"] == {
-        "name": "sd15", "title": "Stable Diffusion 1.x", "evidence": "7 of 7 modules are Stable Diffusion 1.x's", "rivals": [],
+        "name": "sd15", "title": "Stable Diffusion 1.x", "evidence": "7 of 7 modules are Stable Diffusion 1.x's",
+        "rivals": [],
     }  # fmt: skip
     assert data["format"]["name"] == "kohya"
     assert {name: component["modules"] for name, component in data["components"].items()} == {
@@ -62,7 +63,8 @@ def test_how_each_scale_is_known(tmp_path: Path) -> None:
     make(tmp_path / "peft", "peft", PLAIN, rank=4, alpha=8)
     sources = [described(tmp_path / name)["groups"][0]["scales"] for name in ("none.safetensors", "peft")]
     assert sources == [
-        [{"scale": 1.0, "known_from": "assumed 1", "modules": 4}], [{"scale": 2.0, "known_from": "config", "modules": 3}]
+        [{"scale": 1.0, "known_from": "assumed 1", "modules": 4}],
+        [{"scale": 2.0, "known_from": "config", "modules": 3}],
     ]  # fmt: skip
 
 

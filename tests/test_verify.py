@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,36 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nplora
-from making import BLOCK, CONVOLUTIONS, PLAIN, SD15, TEXT, make, tensors, write
-from nplora.errors import InputError, UsageError
-from nplora.storage import TensorFile
-from nplora.verify import Verification, verify
+from fusing import changed, fused, pair
+from making import BLOCK, CONVOLUTIONS, SD15, TEXT, make, tensors, write
+from nplora.verify import verify
 
 NAME = next(iter(SD15))
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-
-
-def fused(folder: Path, *, save: Mapping[str, str] | None = None, **parameters: object) -> Path:
-    """Fuse subject and style of a folder; the output's path."""
-    subject, style = (nplora.load(next(folder.glob(f"{role}*"))) for role in ("subject", "style"))
-    output = folder / ("out" if parameters.get("format") == "peft" else "out.safetensors")
-    nplora.fuse(subject, style, **parameters).save(output, overwrite=True)
-    return output
-
-
-def pair(folder: Path, **options: object) -> Path:
-    """A subject and a style of rank 8 in one folder."""
-    make(folder / "subject.safetensors", seed=1, rank=8, alpha=4, **options)
-    make(folder / "style.safetensors", "diffusers", seed=2, rank=8, **options)
-    return folder
-
-
-def changed(path: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
-    """The file with other tensors under the same header strings."""
-    file = TensorFile(path)
-    arrays = {key: tensor.read().copy() for key, tensor in file.tensors.items()}
-    change(arrays)
-    write(path, arrays, file.header.metadata)
 
 
 # ------------------------------------------------------------------------------------------ what is right passes
@@ -50,7 +26,8 @@ PARAMETERS: list[dict[str, object]] = [
     {}, {"mu": 0}, {"mu": 3.0}, {"mu": "inf"}, {"directions": 3}, {"directions": 0.8}, {"directions": 1.0},
     {"side": "output"}, {"side": "output", "directions": 2, "mu": "inf"},
     {"subject_strength": -0.7, "style_strength": 1.3}, {"subject_strength": 0}, {"style_strength": 0},
-    {"format": "diffusers"}, {"format": "peft"}, {"format": "kohya", "dtype": "fp32"}, {"dtype": "bf16"}, {"dtype": "fp16"},
+    {"format": "diffusers"}, {"format": "peft"}, {"format": "kohya", "dtype": "fp32"},
+    {"dtype": "bf16"}, {"dtype": "fp16"},
 ]  # fmt: skip
 
 
@@ -98,7 +75,8 @@ def test_one_percent_in_one_factor_fails(rank: int, dtype: str, part: str, tmp_p
     result = verify(output)
     assert [check.name for check in result.checks if not check.passed] == [NAME]
     assert result.sentence == (
-        f"out.safetensors is not what its recipe says: 1 of 4 modules over the bound (worst {NAME}: {result.error:.1e}, bound "
+        f"out.safetensors is not what its recipe says: 1 of 4 modules over the bound (worst {NAME}: "
+        f"{result.error:.1e}, bound "
         f"{result.bound:.1e})."
     )
 
@@ -109,9 +87,8 @@ def test_the_route_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def forbidden(*args: object, **values: object) -> None:
         raise AssertionError("verify took the route that it is to check")
 
-    for name in ("project", "grams", "stream"):
+    for name in ("project", "grams"):
         monkeypatch.setattr(f"nplora.projection.{name}", forbidden)
-    monkeypatch.setattr("nplora.fusion.stream", forbidden)
     assert verify(output).passed
 
 
@@ -197,20 +174,6 @@ def test_a_conversion_passes(format: str, dtype: str, tmp_path: Path) -> None:
     assert len(result.checks) == len(SD15) + len(CONVOLUTIONS)
 
 
-def test_peft_folders_with_their_configs(tmp_path: Path) -> None:
-    make(tmp_path / "subject", "peft", PLAIN, seed=1, rank=4, alpha=16, config={"use_rslora": True})
-    make(tmp_path / "style", "peft", PLAIN, seed=2, rank=8, alpha=4)
-    output = fused(tmp_path, format="peft")
-    assert verify(output).passed
-    config = tmp_path / "style" / "adapter_config.json"
-    config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 5'))
-    with pytest.raises(InputError) as caught:
-        verify(output)
-    assert (
-        caught.value.problem == "this is not the style that the recipe names (style): the adapter_config.json differs"
-    )
-
-
 def test_components_and_names_that_differ(tmp_path: Path) -> None:
     make(tmp_path / "subject.safetensors", modules={**SD15, **TEXT}, seed=1, bias=list(TEXT))
     make(tmp_path / "style", "peft", SD15, seed=2)
@@ -261,55 +224,6 @@ def test_a_changed_bias_fails(tmp_path: Path) -> None:
     assert [check.name for check in verify(output).checks if not check.passed] == [f"{NAME} (bias)"]
 
 
-# ------------------------------------------------------------------------------------------ where inputs come from
-
-
-def test_inputs_by_path_with_and_without_a_recipe(tmp_path: Path) -> None:
-    output = fused(pair(tmp_path), mu=1)
-    inputs = [tmp_path / "elsewhere" / f"{role}.safetensors" for role in ("subject", "style")]
-    (tmp_path / "elsewhere").mkdir()
-    for path in inputs:
-        (tmp_path / path.name).rename(path)
-    with pytest.raises(InputError):
-        verify(output)
-    assert verify(output, *inputs).passed
-    assert not verify(output, *inputs, mu=2.0).passed
-    file = TensorFile(output)
-    write(output, {key: tensor.read() for key, tensor in file.tensors.items()})
-    assert verify(output, *inputs, mu=1.0).passed
-    assert not verify(output, *inputs).passed
-
-
-def test_the_right_file_is_found_among_others_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = fused(pair(tmp_path))
-    (tmp_path / "deep").mkdir()
-    moved = tmp_path / "deep" / output.name
-    output.rename(moved)
-    make(tmp_path / "deep" / "style.safetensors", seed=9)
-    monkeypatch.chdir(tmp_path)
-    assert verify(moved).passed
-
-
-def test_only_parameters_that_change_numbers(tmp_path: Path) -> None:
-    output = fused(pair(tmp_path))
-    with pytest.raises(UsageError) as caught:
-        verify(output, dtype="fp32")
-    assert str(caught.value) == (
-        "dtype changes no number, so there is nothing to verify with it: expected mu, directions, side, subject_strength, "
-        "style_strength, components."
-    )
-
-
-def test_progress_is_reported(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    verify(fused(pair(tmp_path)), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(index + 1, 4) for index in range(4)]
-
-
-def test_nothing_to_check_is_no_error() -> None:
-    assert Verification("x", ()).error == 0.0
-
-
 # ------------------------------------------------------------------------------------------ anything else
 
 FILLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -329,15 +243,16 @@ def test_whatever_is_fused_passes(tmp_path: Path, data: st.DataObject) -> None:
     modules = {f"m.block.{index}": (draw(sizes), draw(sizes), *draw(kernels)) for index in range(2)}
     for seed, role in enumerate(("subject", "style")):
         rank, alpha = draw(st.sampled_from([1, 3, 9, 50])), draw(st.sampled_from([None, 1.0, 7.0]))
-        arrays = tensors("plain", modules, rank=rank, alpha=alpha, dtype=draw(st.sampled_from(["F16", "BF16", "F32", "F64"])),
-                         seed=seed, down_seed=draw(st.sampled_from([None, 0])))  # fmt: skip
+        dtype, down_seed = draw(st.sampled_from(["F16", "BF16", "F32", "F64"])), draw(st.sampled_from([None, 0]))
+        arrays = tensors("plain", modules, rank=rank, alpha=alpha, dtype=dtype, seed=seed, down_seed=down_seed)
         fill = FILLS[draw(st.sampled_from(sorted(FILLS)))]
         changed_arrays = {
             key: fill(a.astype(np.float64)).astype(a.dtype) if "lora_B" in key else a for key, a in arrays.items()
         }
         write(tmp_path / f"{role}.safetensors", changed_arrays)
     output = fused(
-        tmp_path, mu=draw(st.sampled_from([0, 0.5, 2, "inf"])), directions=draw(st.sampled_from(["all", 1, 3, 0.6, 1.0])),
+        tmp_path, mu=draw(st.sampled_from([0, 0.5, 2, "inf"])),
+        directions=draw(st.sampled_from(["all", 1, 3, 0.6, 1.0])),
         side=draw(st.sampled_from(["input", "output"])), subject_strength=draw(st.sampled_from([1.0, -0.3])),
         dtype=draw(st.sampled_from(["same", "fp32", "bf16"])),
     )  # fmt: skip

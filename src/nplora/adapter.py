@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -127,15 +126,3 @@ class Adapter(Mapping[str, Module]):
     def keys_of(self, name: str) -> tuple[str, ...]:
         """The tensors of a module."""
         return self.modules[name].update.keys
-
-    def save(
-        self, path: str | os.PathLike[str], *, format: str = "same", dtype: str = "same", overwrite: bool = False
-    ) -> None:
-        """Write the adapter, in another format or number type if asked.
-
-        Raises:
-            OutputError: it cannot be written; nothing is changed then.
-        """
-        from .fusion import convert
-
-        convert(self, path, format=format, dtype=dtype, overwrite=overwrite)

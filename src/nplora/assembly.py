@@ -31,9 +31,7 @@ def assemble(band: Band, projected: NDArray[Any] | None) -> NDArray[Any]:
     return out.T if band.transposed else out
 
 
-def _numbers(
-    piece: Piece, dtype: np.dtype[Any], projected: NDArray[Any] | None, band: Band
-) -> NDArray[Any]:
+def _numbers(piece: Piece, dtype: np.dtype[Any], projected: NDArray[Any] | None, band: Band) -> NDArray[Any]:
     if piece.job is not None:
         assert projected is not None
         numbers: NDArray[Any] = projected

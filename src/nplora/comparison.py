@@ -12,7 +12,8 @@ import numpy as np
 
 from .adapter import Adapter
 from .adapters import LowRank
-from .fusion import FusedModule, fuse
+from .fused import FusedModule
+from .fusion import fuse
 from .overlap import advice, sentence, summarise
 from .parameters import MU
 from .projection import Overlap

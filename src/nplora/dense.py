@@ -14,6 +14,8 @@ from .parameters import attenuation
 def protected_directions(style: Update, directions: str | int | float) -> NDArray[np.float64]:
     """Right singular vectors (n, k) of a style's update that are protected, from a dense SVD in float64."""
     delta = style.delta()
+    if not np.isfinite(delta).all():  # allowed by --allow-nonfinite: such a style has no directions
+        return np.zeros((delta.shape[1], 0))
     _, s, vt = np.linalg.svd(delta, full_matrices=False)
     rank = numerical_rank(s, (delta.shape[0], delta.shape[1]))
     if isinstance(directions, int):
@@ -35,18 +37,20 @@ def fuse_dense(
     if not (isinstance(subject, (Full, LowRank)) and isinstance(style, (Full, LowRank))):
         raise UsageError("only LoRA and full modules can be fused", hint="Please report this.")
     dW_c, dW_s, g = subject.delta(), style.delta(), attenuation(mu)
-    if g:
-        if side == "output":
-            U = _left(style, directions)
-            dW_c = dW_c - g * U @ (U.T @ dW_c)
-        else:
-            V = protected_directions(style, directions)
-            dW_c = dW_c - g * (dW_c @ V) @ V.T
-    return np.asarray(strengths[1] * dW_s + strengths[0] * dW_c)
+    with np.errstate(all="ignore"):
+        if g:
+            if side == "output":
+                U = _left(style, directions)
+                dW_c = dW_c - g * U @ (U.T @ dW_c)
+            else:
+                V = protected_directions(style, directions)
+                dW_c = dW_c - g * (dW_c @ V) @ V.T
+        return np.asarray(strengths[1] * dW_s + strengths[0] * dW_c)
 
 
 def _left(style: Update, directions: str | int | float) -> NDArray[np.float64]:
-    delta = style.delta()
-    u, _, _ = np.linalg.svd(delta, full_matrices=False)
     V = protected_directions(style, directions)
+    if not V.shape[1]:
+        return np.zeros((style.delta().shape[0], 0))
+    u, _, _ = np.linalg.svd(style.delta(), full_matrices=False)
     return np.asarray(u[:, : V.shape[1]])

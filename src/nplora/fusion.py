@@ -3,118 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .adapter import Adapter, Module
-from .adapters import Full, LowRank, Opaque, Update
+from .adapter import Adapter
+from .adapters import Full, LowRank, Opaque
 from .errors import InputError, UsageError
+from .fused import Fused, FusedModule, Progress
 from .leftovers import LeftOut
-from .methods import Method, all_methods
+from .methods import all_methods
+from .output import save_fusion
 from .pairing import Pair, pair_modules
-from .parameters import FUSE, attenuation, check_all
-from .projection import Job, Overlap, stream
+from .parameters import FUSE, check_all
+from .projection import Job
+from .report import fusion_report
 from .sharing import share_jobs
 
-Progress = Callable[[int, int], None]
 
+class Fusion(Fused):
+    """The fusion of two adapters: a mapping from canonical module names to `FusedModule`.
 
-@dataclass(frozen=True, slots=True)
-class FusedModule:
-    """One module of a fusion: what each side brings and, where both do, the projection between them."""
-
-    name: str
-    subject: Module | None
-    style: Module | None
-    strengths: tuple[float, float]
-    job: Job | None
-    method: Method
-    values: Mapping[str, object]
-
-    @property
-    def modules(self) -> tuple[Module, ...]:
-        return tuple(module for module in (self.subject, self.style) if module is not None)
-
-    @property
-    def update(self) -> Update:
-        return self.modules[0].update
-
-    def delta(self) -> NDArray[np.float64]:
-        """The dense fused update, float64, in the weight's shape; for the curious and for tests.
-
-        ``dW = w_s dW_s + w_c dW_c (I - g V V^T)``, exact to float64 before any rounding of an output file.
-        """
-        w_c, w_s = self.strengths
-        deltas = [w * module.delta() for w, module in ((w_c, self.subject), (w_s, self.style)) if module is not None]
-        if self.job is None:
-            return np.asarray(sum(deltas))
-        projected: list[NDArray[Any]] = []
-        stream([_in_float64(self.job)], self.method, self.values, emit=lambda _, array: projected.append(array))
-        own = self.subject.update  # type: ignore[union-attr]
-        assert isinstance(own, LowRank)
-        up, down = (factor.read().astype(np.float64) for factor in (own.up, own.down))
-        product = up @ projected[0] if self.job.side == "input" else projected[0] @ down
-        return np.asarray(deltas[1] + (w_c * own.scale * product).reshape(deltas[1].shape))
-
-
-@dataclass(frozen=True)
-class Fusion(Mapping[str, FusedModule]):
-    """The fusion of two adapters: an adapter whose numbers are computed when they are needed.
-
-    A mapping from canonical module names to `FusedModule`; `save` writes it, `report` says what it did.
+    `save` writes it, `report` says what it did.
     """
-
-    subject: Adapter
-    style: Adapter | None  # None: one adapter on its way into another format
-    parameters: Mapping[str, Any]  # every parameter of `fuse`
-    modules: Mapping[str, FusedModule]
-    left_out: LeftOut = field(default_factory=LeftOut)
-    notes: tuple[str, ...] = ()
-    progress: Progress | None = None
-
-    def __getitem__(self, name: str) -> FusedModule:
-        return self.modules[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.modules)
-
-    def __len__(self) -> int:
-        return len(self.modules)
-
-    @property
-    def inputs(self) -> dict[str, Adapter]:
-        """Role -> adapter."""
-        return {"subject": self.subject} | ({"style": self.style} if self.style is not None else {})
-
-    @property
-    def jobs(self) -> list[Job]:
-        return list({module.job.key: module.job for module in self.modules.values() if module.job}.values())
-
-    @cached_property
-    def overlaps(self) -> dict[str, Overlap]:
-        """Job key -> overlap; computed at no extra pass when the fusion is saved, else by a pass of its own."""
-        return stream(
-            self.jobs, self.method, self.method_values, device=self.parameters["device"],
-            allow_nonfinite=self.parameters["allow_nonfinite"], progress=self.progress,
-        )  # fmt: skip
-
-    @property
-    def method(self) -> Method:
-        return all_methods()["np"]
-
-    @property
-    def method_values(self) -> dict[str, object]:
-        return {parameter.name: self.parameters[parameter.name] for parameter in self.method.parameters}
 
     def report(self) -> dict[str, Any]:
         """What the fusion did, as plain data: overlap, regime in words, every key's fate."""
-        from .report import fusion_report
-
         return fusion_report(self)
 
     def save(
@@ -135,8 +48,6 @@ class Fusion(Mapping[str, FusedModule]):
         Raises:
             OutputError: it cannot be written; nothing is changed then.
         """
-        from .output import save_fusion
-
         return save_fusion(
             self, path, format or self.parameters["format"], dtype or self.parameters["dtype"], overwrite
         )
@@ -254,11 +165,14 @@ def _require_fusable(
                 f"{kind} modules can only be carried along at strength 1", file=adapter.path, key=module.update.keys[0],
                 expected=f"--{role}-strength 1", got=strength, hint="Convert it to a LoRA first.",
             )  # fmt: skip
-    if both and isinstance(pair.style.update, Full) and values["directions"] == "all" and values["mu"] != 0:  # type: ignore[union-attr]
+    full = pair.style.update if pair.style is not None and isinstance(pair.style.update, Full) else None
+    if both and full is not None and values["directions"] == "all" and values["mu"] != 0:
         raise InputError(
-            "the style changes this module by a full matrix, whose directions are all there are", file=style.path,
-            key=pair.style.update.keys[0], hint="Protect a share of its energy instead: --directions 0.9, or --directions 8.",  # type: ignore[union-attr]
-        )  # fmt: skip
+            "the style changes this module by a full matrix, whose directions are all there are",
+            file=style.path,
+            key=full.keys[0],
+            hint="Protect a share of its energy instead: --directions 0.9, or --directions 8.",
+        )
 
 
 def _job(pair: Pair, strengths: tuple[float, float], side: str) -> Job | None:
@@ -270,18 +184,6 @@ def _job(pair: Pair, strengths: tuple[float, float], side: str) -> Job | None:
         return None
     factors = (strengths[0] * subject.scale, strengths[1] * style.scale)
     return Job(f"{side}:{pair.name}", pair.name, (subject.up, subject.down), (style.up, style.down), factors, side)
-
-
-def _in_float64(job: Job) -> Job:
-    """The same job on float64 copies of its factors, so that nothing is rounded."""
-    from .adapters import Factor
-    from .storage import Tensor
-
-    def widen(pair: Sequence[Any]) -> tuple[Any, Any]:
-        one, two = (Factor(Tensor.of(m.keys[0], m.read().astype(np.float64))) for m in pair)
-        return one, two
-
-    return Job(job.key, job.name, widen(job.subject), widen(job.style), job.factors, job.side)
 
 
 def alone(adapter: Adapter, components: object = None) -> Fusion:
@@ -322,9 +224,4 @@ def convert(
     Raises:
         OutputError: it cannot be written; nothing is changed then.
     """
-    from .output import save_adapter
-
-    return save_adapter(adapter, path, format, dtype, overwrite, components)
-
-
-__all__ = ["FusedModule", "Fusion", "attenuation", "convert", "fuse"]
+    return save_fusion(alone(adapter, components), path, format, dtype, overwrite)

@@ -17,11 +17,11 @@ class LeftOut(dict[str, str]):
 
     def __init__(self, other: LeftOut | None = None) -> None:
         super().__init__(other or {})
-        self._known: set[tuple[str, str]] = set(other._known) if other is not None else set()
+        self.known: set[tuple[str, str]] = set(other.known) if other is not None else set()
 
     def add(self, role: str, keys: Iterable[str], why: str) -> None:
         """Enter keys of one input ("subject" or "style"), each once."""
         for key in keys:
-            if (role, key) not in self._known:
-                self._known.add((role, key))
+            if (role, key) not in self.known:
+                self.known.add((role, key))
                 self[f"{key} ({role})" if key in self else key] = why

@@ -53,8 +53,8 @@ def load(path: str | os.PathLike[str]) -> Adapter:
         reader.add(module, group)
     return Adapter(
         path=os.fspath(path), format=detection.format, layout=recognition.layout, recognition=recognition,
-        evidence=detection.evidence, modules=reader.modules, vectors=reader.vectors, others=others, unread=reader.unread,
-        metadata=file.header.metadata, config=file.config, file=file, notes=reader.scales.notes(),
+        evidence=detection.evidence, modules=reader.modules, vectors=reader.vectors, others=others,
+        unread=reader.unread, metadata=file.header.metadata, config=file.config, file=file, notes=reader.scales.notes(),
     )  # fmt: skip
 
 
@@ -111,7 +111,8 @@ def _not_an_adapter(file: TensorFile) -> InputError:
             hint="nplora reads LoRA and its relatives.",
         )  # fmt: skip
     return InputError(
-        "this is not a LoRA", file=file.given, expected="pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...)",
+        "this is not a LoRA", file=file.given,
+        expected="pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...)",
         got=got if keys else "no tensors at all", hint="Check that this is the adapter, not a model or an embedding.",
     )  # fmt: skip
 
@@ -142,13 +143,18 @@ class _Reader:
             if isinstance(update, Full) and "diff" in group.tensors and len(group.tensors["diff"].shape) == 1:
                 vectors["diff"] = group.tensors["diff"]  # a norm's or bias-like weight: no input side to project
             else:
-                for part, piece in _split_update(update, parts, group):
-                    self._keep(Module(f"{component}.{part.name}", self._with_kernel(piece, component, part), origin))
+                pieces = [
+                    Module(f"{component}.{part.name}", self._with_kernel(piece, component, part), origin)
+                    for part, piece in _split_update(update, parts, group)
+                ]
+                kept = [self._keep(piece) for piece in pieces]
+                if not any(kept):
+                    self.unread.update((key, "it repeats another module exactly") for key in pieces[0].keys)
         for role, tensor in vectors.items():
             own_scale = self.scales.of(group, component, body)[0] if role == "bias" and kind else 1.0
             for part in parts:
                 vector = Vector(f"{component}.{part.name}", role, _take_vector(tensor, part), own_scale, origin)
-                self.vectors[vector.target] = vector
+                self._keep_vector(vector)
 
     def _resolve(self, module: str) -> tuple[str, tuple[Part, ...]]:
         """The component and the canonical parts behind a module's name."""
@@ -176,12 +182,13 @@ class _Reader:
             return update
         return replace(update, kernel=tuple(shape[2:]))
 
-    def _keep(self, module: Module) -> None:
+    def _keep(self, module: Module) -> bool:
         name = module.name
         earlier = self.modules.get(name)
         if earlier is not None and not _equal(earlier.update, module.update):
             raise InputError(
-                "two modules of the file change the same weight differently", file=self.file.path, key=module.update.keys[0],
+                "two modules of the file change the same weight differently", file=self.file.path,
+                key=module.update.keys[0],
                 expected="one of them", got=f"also {earlier.update.keys[0]} for {name}",
                 hint="The file mixes two namings: keep one.",
             )  # fmt: skip
@@ -189,6 +196,19 @@ class _Reader:
             self.modules[name] = module
         else:
             self.scales.note(f"{module.origin.module} repeats {earlier.origin.module} exactly and is read once")
+        return earlier is None
+
+    def _keep_vector(self, vector: Vector) -> None:
+        earlier = self.vectors.setdefault(vector.target, vector)
+        if earlier is vector:
+            return
+        if earlier.scale != vector.scale or not np.array_equal(earlier.tensor.read(), vector.tensor.read()):
+            raise InputError(
+                "two biases of the file change the same weight differently", file=self.file.path, key=vector.tensor.key,
+                expected="one of them", got=f"also {earlier.tensor.key} for {vector.name}",
+                hint="The file mixes two namings: keep one.",
+            )  # fmt: skip
+        self.unread[vector.tensor.key] = "it repeats another bias exactly"
 
 
 def _equal(one: Update, other: Update) -> bool:
@@ -229,7 +249,8 @@ def _split_update(update: Update, parts: tuple[Part, ...], group: Group) -> Iter
         if blocks:
             width = update.rank // len(parts)
             columns = (index * width, (index + 1) * width)
-            assert isinstance(update.up, Factor) and isinstance(update.down, Factor)
+            assert isinstance(update.up, Factor)
+            assert isinstance(update.down, Factor)
             yield part, replace(update, up=update.up.take(part.rows, columns), down=update.down.take(rows=columns))
         else:
             yield part, replace(update, up=take_rows(update.up, part.rows, part.swap))

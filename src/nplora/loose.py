@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapter import Vector
+from .adapter import Adapter, Module, Origin, Vector
 from .adapters import Factor, Full, LowRank, Matrix, Opaque, Update
 from .dense import fuse_dense
 from .formats import Spelling
+from .fused import Fused, FusedModule
 from .layouts import Part
 from .leftovers import LeftOut
 from .naming import Naming
@@ -20,10 +20,6 @@ from .pairing import partners
 from .plan import Plan, join
 from .projection import check_finite
 from .storage import Tensor, cast, numpy_dtype, wider
-
-if TYPE_CHECKING:
-    from .adapter import Adapter, Module, Origin
-    from .fusion import FusedModule, Fusion
 
 
 @dataclass
@@ -47,7 +43,7 @@ class Loose:
             self.tensors.append(Tensor.of(key, _joined(spelling, parts)))
 
 
-def loose_tensors(fusion: Fusion, naming: Naming, plan: Plan) -> Loose:
+def loose_tensors(fusion: Fused, naming: Naming, plan: Plan) -> Loose:
     """Everything of a fusion that is not a pair of factors."""
     loose = Loose(left_out=LeftOut(fusion.left_out))
     for module in fusion.modules.values():
@@ -92,7 +88,8 @@ def _carry(role: str, module: Module, naming: Naming, loose: Loose) -> None:
     name = spelling.module if spelling is not None and len(spelling.parts) == 1 else None
     for suffix, tensor in module.update.parts.items():
         if name is None:
-            loose.left_out.add(role, [tensor.key], f"{naming.format.title} has no name for this {module.update.kind} module")
+            why = f"{naming.format.title} has no name for this {module.update.kind} module"
+            loose.left_out.add(role, [tensor.key], why)
         else:
             loose.tensors.append(Tensor(join(name, suffix), tensor.dtype, tensor.shape, tensor.source, tensor.start))
 
@@ -132,7 +129,7 @@ def _matrices(update: Update) -> list[Matrix]:
     return [update.diff] if isinstance(update, Full) else []
 
 
-def _vectors(fusion: Fusion, naming: Naming, plan: Plan, loose: Loose) -> None:
+def _vectors(fusion: Fused, naming: Naming, plan: Plan, loose: Loose) -> None:
     """Biases and norms: added by strength, never projected."""
     strengths = dict(
         zip(
@@ -214,7 +211,7 @@ def _vector_role(module: str, what: str, vector: Vector, naming: Naming, plan: P
     return ("diff_b" if vector.role == "bias" else vector.role), 1.0
 
 
-def _others(fusion: Fusion, naming: Naming, plan: Plan, loose: Loose) -> None:
+def _others(fusion: Fused, naming: Naming, plan: Plan, loose: Loose) -> None:
     """Foreign keys (embeddings, heads): copied where the format's readers stand them, else named as left out."""
     taken = {spec[0] for spec in plan.specs} | {tensor.key for tensor in loose.tensors}
     kept: dict[str, Tensor] = {}

@@ -60,7 +60,7 @@ def resolve_naming(adapters: Sequence[Adapter], format: str, dtype: str) -> Nami
     if format in ("auto", "same"):
         return _kept_naming(adapters, layout, kind)
     if format not in all_formats():
-        raise UsageError(f"unknown format {format!r}", expected=" or ".join(("same", "kohya", "diffusers", "peft")))
+        raise UsageError(f"unknown format {format!r}", expected="same or kohya or diffusers or peft")
     return Naming(all_formats()[format], layout, layout is None, kind)
 
 
@@ -116,7 +116,7 @@ def target_path(path: str | os.PathLike[str], format: Format, inputs: Sequence[A
         )  # fmt: skip
     for adapter in inputs:
         source = adapter.file.path if adapter.file else adapter.path
-        if given.exists() and os.path.exists(source) and os.path.samefile(given, source):
+        if given.exists() and Path(source).exists() and given.samefile(source):
             raise UsageError(
                 "the output would replace an input", key=str(path), hint="Choose another name for the output."
             )

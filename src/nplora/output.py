@@ -6,9 +6,8 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,35 +18,19 @@ from .adapters import LowRank
 from .assembly import assemble
 from .errors import InputError
 from .formats import Written
-from .loose import Loose, loose_tensors
-from .naming import Naming, resolve_naming, target_path
+from .fused import Fused, FusedModule
+from .loose import loose_tensors
+from .naming import resolve_naming, target_path
 from .plan import Band, Plan, plan_modules
 from .projection import BATCH_ELEMENTS, Job, Overlap, check_finite, stream
+from .report import fusion_report, recipe
 from .storage import TensorWriter
+from .target import Target
 from .threads import one_blas_thread, run_threads
-
-if TYPE_CHECKING:
-    from .fusion import FusedModule, Fusion
-
-
-@dataclass
-class Target:
-    """An output about to be written."""
-
-    path: Path
-    naming: Naming
-    plan: Plan
-    loose: Loose
-    metadata: dict[str, str]
-    beside: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def specs(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        return self.plan.specs + [(tensor.key, tensor.dtype, tensor.shape) for tensor in self.loose.tensors]
 
 
 def save_fusion(
-    fusion: Fusion, path: str | os.PathLike[str], format: str, dtype: str, overwrite: bool
+    fusion: Fused, path: str | os.PathLike[str], format: str, dtype: str, overwrite: bool
 ) -> dict[str, Any]:
     """Write a fusion; see `Fusion.save`."""
     inputs = fusion.inputs
@@ -74,15 +57,6 @@ def save_fusion(
     return report
 
 
-def save_adapter(
-    adapter: Adapter, path: str | os.PathLike[str], format: str, dtype: str, overwrite: bool, components: object = None
-) -> dict[str, Any]:
-    """Write one adapter in another format; see `Adapter.save`."""
-    from .fusion import alone
-
-    return save_fusion(alone(adapter, components), path, format, dtype, overwrite)
-
-
 def _members(module: FusedModule) -> list[tuple[str, Module, float]]:
     sides = (("subject", module.subject), ("style", module.style))
     return [(role, member, w) for (role, member), w in zip(sides, module.strengths, strict=True) if member is not None]
@@ -103,9 +77,7 @@ def _describe(target: Target, title: str, inputs: Mapping[str, Adapter]) -> None
     target.beside.update(written.beside)
 
 
-def _write(target: Target, fusion: Fusion, inputs: Mapping[str, Adapter], overwrite: bool) -> dict[str, Any]:
-    from .report import fusion_report, recipe
-
+def _write(target: Target, fusion: Fused, inputs: Mapping[str, Adapter], overwrite: bool) -> dict[str, Any]:
     hashes = _Hashes(inputs)
     provisional = {**target.metadata, **recipe(fusion, target, hashes.placeholder(), None)}
     with (
@@ -127,7 +99,7 @@ class _Hashes:
         self._found: dict[str, str] = {}
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> _Hashes:
+    def __enter__(self) -> Self:
         for role in self._inputs:
             thread = threading.Thread(target=self._hash, args=(role,), daemon=True)
             thread.start()
@@ -149,7 +121,7 @@ class _Hashes:
         return self._found
 
 
-def _compute(target: Target, fusion: Fusion, writer: TensorWriter) -> dict[str, Overlap]:
+def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, Overlap]:
     """Run the projections and write every tensor."""
     waiting: dict[str, list[Band]] = {}
     still: list[Band] = []
@@ -188,7 +160,7 @@ def _compute(target: Target, fusion: Fusion, writer: TensorWriter) -> dict[str, 
     return overlaps
 
 
-def _companions(still: Sequence[Band], plan: Plan, fusion: Fusion) -> dict[str, list[Band]]:
+def _companions(still: Sequence[Band], plan: Plan, fusion: Fused) -> dict[str, list[Band]]:
     """Bands without a projection that are written together with one: their factors are being read then anyway."""
     job_of = {plan.modules[module.name]: module.job.key for module in fusion.modules.values() if module.job}
     companions: dict[str, list[Band]] = {}

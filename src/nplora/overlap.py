@@ -79,8 +79,8 @@ def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = ()) -> s
     if summary.regime == "shared":
         if math.isinf(mu):
             return (
-                f"Shared initialisation ({summary.rho:.0%} overlap): mu = inf deletes the subject in the common modules; "
-                "use a finite mu, or addition with a lower subject strength."
+                f"Shared initialisation ({summary.rho:.0%} overlap): mu = inf deletes the subject in the common "
+                "modules; use a finite mu, or addition with a lower subject strength."
             )
         return (
             f"Shared initialisation ({summary.rho:.0%} overlap): mu = {shown} acts as subject strength "
@@ -88,8 +88,8 @@ def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = ()) -> s
         )
     if summary.regime == "unrelated":
         return (
-            f"Unrelated runs ({summary.rho:.1%} overlap, chance is {summary.chance:.1%}): mu = {shown} changes the subject by "
-            f"{percent(change(summary.rho, mu))}; the result is nearly plain addition."
+            f"Unrelated runs ({summary.rho:.1%} overlap, chance is {summary.chance:.1%}): mu = {shown} changes the "
+            f"subject by {percent(change(summary.rho, mu))}; the result is nearly plain addition."
         )
     text = (
         f"Mixed ({summary.rho:.0%} overlap, chance is {summary.chance:.1%}): mu = {shown} keeps "

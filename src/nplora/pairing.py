@@ -48,9 +48,7 @@ def partners(subject: Collection[str], style: Collection[str]) -> dict[str, str]
     return found
 
 
-def pair_modules(
-    subject: Adapter, style: Adapter, components: frozenset[str] | None, left_out: LeftOut
-) -> list[Pair]:
+def pair_modules(subject: Adapter, style: Adapter, components: frozenset[str] | None, left_out: LeftOut) -> list[Pair]:
     """All modules of both adapters, matched; the subject's order first.
 
     Args:

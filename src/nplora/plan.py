@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import prod
 
 from .adapters import Factor, LowRank, Matrix
@@ -314,7 +315,7 @@ def _bands(
         return [Band(module, key, 0, shape, dtype, tuple(pieces), transposed)]
     rows = sorted({piece.row for piece in pieces} | {0, shape[0]})
     bands = []
-    for start, stop in zip(rows, rows[1:], strict=False):
+    for start, stop in pairwise(rows):
         inside = tuple(_shifted(piece, start) for piece in pieces if piece.row == start)
         bands.append(Band(module, key, start, (stop - start, shape[1]), dtype, inside))
     return bands

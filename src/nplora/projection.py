@@ -211,14 +211,20 @@ def _project_by_svd(
     """The same for one ill-conditioned or rank-deficient style: its orthonormal form, in float64."""
     xp = namespace(A_c)
     wide = xp.float64
-    B_o, A_o, s = orthonormal_form(B_s[0, ...], A_s[0, ...]) if _is_finite(B_s, A_s) else (None, A_s[0, :0, :], None)
-    if A_o.shape[0] == 0:  # a style without a single direction protects nothing
-        nothing = xp.zeros((1,), dtype=wide, device=A_c.device)
-        return A_c, Result(nothing, nothing, nothing)
-    subject, B_o, A_o = xp.astype(A_c, wide), B_o[None, ...], A_o[None, ...]
-    seen = replace(grams(xp.astype(B_c, wide), subject, B_o, A_o), s=s[None, :])
+    if not _is_finite(B_s, A_s):
+        return A_c, _nothing(A_c)
+    B_o, A_o, s = (array[None, ...] for array in orthonormal_form(B_s[0, ...], A_s[0, ...]))
+    if A_o.shape[1] == 0:  # a style without a single direction protects nothing
+        return A_c, _nothing(A_c)
+    subject = xp.astype(A_c, wide)
+    seen = replace(grams(xp.astype(B_c, wide), subject, B_o, A_o), s=s)
     result = method(seen, **values)
     return xp.astype(subject - result.C @ A_o, A_c.dtype), result
+
+
+def _nothing(A_c: Any) -> Result:
+    zero = namespace(A_c).zeros((1,), dtype=namespace(A_c).float64, device=A_c.device)
+    return Result(zero, zero, zero)
 
 
 def _is_finite(*arrays: Any) -> bool:
@@ -261,7 +267,8 @@ def check_finite(matrix: Matrix, name: str) -> None:
     good = np.isfinite(array.astype(np.float32) if array.dtype.itemsize == 1 else array)
     if not good.all():
         raise InputError(
-            f"{int((~good).sum())} values are NaN or infinite (module {name})", file=file_of(matrix), key=matrix.keys[0],
+            f"{int((~good).sum())} values are NaN or infinite (module {name})", file=file_of(matrix),
+            key=matrix.keys[0],
             hint="The training run diverged: use an earlier checkpoint, or go on with --allow-nonfinite.",
         )  # fmt: skip
 

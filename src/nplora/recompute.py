@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from .adapter import Module
 from .adapters import Full, LowRank, Matrix, Opaque, Update
 from .algebra import MAX_DOWN_CONDITION, numerical_rank, product_norm, thin_svd
-from .fusion import FusedModule
+from .fused import FusedModule
 from .parameters import attenuation
 from .projection import Job
 from .storage import cast, compute_dtype, numpy_dtype
@@ -224,19 +224,19 @@ def _gram_norm(B: Array, A: Array) -> float:
 
 def _merged(lefts: list[Array], rights: list[Array]) -> tuple[Array, Array]:
     """Stacks with the same product: equal columns on the left become one, their rows on the right are added up."""
-    left, sums = np.concatenate(lefts, axis=1), np.concatenate(rights)
-    signs = left.view(np.int64).sum(axis=0).tolist()  # equal columns have equal sums of bits
+    columns, sums = np.concatenate([left.T for left in lefts]), np.concatenate(rights)
+    signs = columns.view(np.int64).sum(axis=1).tolist()  # equal columns have equal sums of bits
     kept: dict[int, list[int]] = {}
     for index, sign in enumerate(signs):
         alike = kept.setdefault(sign, [])
-        twin = next((other for other in alike if np.array_equal(left[:, other], left[:, index])), None)
+        twin = next((other for other in alike if np.array_equal(columns[other], columns[index])), None)
         if twin is None:
             alike.append(index)
         else:
             sums[twin] += sums[index]
             sums[index] = 0.0
     live = sums.any(axis=1)
-    return left[:, live], sums[live]
+    return columns[live].T, sums[live]
 
 
 def _check_dense(module: FusedModule, found: Update, side: str) -> Check:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import metadata as words
+from .fused import Fused
 from .overlap import Summary, advice, change, matched_strength, sentence, summarise
+from .projection import Overlap
+from .target import Target
 from .version import __version__
-
-if TYPE_CHECKING:
-    from .fusion import Fusion
-    from .output import Target
-    from .projection import Overlap
 
 
 def _overlap(overlap: Overlap) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def results(summary: Summary, mu: float) -> dict[str, Any]:
 
 
 def recipe(
-    fusion: Fusion, target: Target, hashes: Mapping[str, str], overlaps: Mapping[str, Overlap] | None
+    fusion: Fused, target: Target, hashes: Mapping[str, str], overlaps: Mapping[str, Overlap] | None
 ) -> dict[str, str]:
     """Header entries that let `verify` and a rerun do without anything else."""
     inputs = {
@@ -63,7 +61,7 @@ def recipe(
     return {words.RECIPE: words.recipe_text(inputs, fusion.method.name, _written(fusion, target), found)}
 
 
-def _written(fusion: Fusion, target: Target) -> dict[str, object]:
+def _written(fusion: Fused, target: Target) -> dict[str, object]:
     skipped = ("strict", "allow_nonfinite", "device")  # they change no number
     values = {name: value for name, value in fusion.parameters.items() if name not in skipped}
     return {**values, "format": target.naming.format.name, "dtype": _dtype_name(target.naming.dtype)}
@@ -86,7 +84,7 @@ def _config_hash(config: Mapping[str, object] | None) -> dict[str, str]:
     return {"config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}
 
 
-def fusion_report(fusion: Fusion, target: Target | None = None) -> dict[str, Any]:
+def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]:
     """The report of a fusion as plain data, ready for JSON.
 
     Keys of both inputs end as used, copied or left out; `left_out` names each with the reason.
@@ -121,7 +119,7 @@ def _input(adapter: Any) -> dict[str, Any]:
     return {"file": adapter.path, "format": adapter.format.name, "base": adapter.base, "modules": len(adapter.modules)}
 
 
-def _module_counts(fusion: Fusion) -> dict[str, Any]:
+def _module_counts(fusion: Fused) -> dict[str, Any]:
     both = [m.name for m in fusion.modules.values() if m.subject is not None and m.style is not None]
     only: dict[str, Sequence[str]] = {
         "subject": [m.name for m in fusion.modules.values() if m.style is None],
@@ -134,7 +132,7 @@ def _module_counts(fusion: Fusion) -> dict[str, Any]:
     }
 
 
-def _key_counts(fusion: Fusion, target: Target) -> dict[str, int]:
+def _key_counts(fusion: Fused, target: Target) -> dict[str, int]:
     total = sum(len(adapter.file.tensors) for adapter in fusion.inputs.values() if adapter.file is not None)
     left = len(target.loose.left_out)
     copied = len(target.loose.copied)

@@ -61,7 +61,8 @@ class Scales:
         alpha = read_scalar(group, "alpha")
         if alpha == 0:
             raise group.error(
-                "alpha is 0, which programs read in two ways (off in ComfyUI and A1111, full strength in kohya)", "alpha",
+                "alpha is 0, which programs read in two ways (off in ComfyUI and A1111, full strength in kohya)",
+                "alpha",
                 expected="a positive number",
                 hint=f"Set it to {rank} for full strength, or remove the module to leave it out.",
             )  # fmt: skip
@@ -76,8 +77,8 @@ class Scales:
         notes = list(self._notes)
         if self._counts["alpha"] and self._counts["assumed 1"]:
             notes.append(
-                f"{self._counts['assumed 1']} modules have no alpha while others do: scale 1 is assumed for them, as kohya "
-                "and ComfyUI do (diffusers would take the most common alpha)"
+                f"{self._counts['assumed 1']} modules have no alpha while others do: scale 1 is assumed for them, as "
+                "kohya and ComfyUI do (diffusers would take the most common alpha)"
             )
         return tuple(notes)
 

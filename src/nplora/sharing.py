@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .adapters import Factor, LowRank, Matrix
 from .algebra import well_conditioned
+from .fused import FusedModule
 from .projection import Job
-
-if TYPE_CHECKING:
-    from .fusion import FusedModule
 
 
 @dataclass(frozen=True, slots=True)

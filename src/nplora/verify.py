@@ -13,7 +13,8 @@ import numpy as np
 from .adapter import Adapter, Vector
 from .adapters import LowRank
 from .errors import InputError, UsageError
-from .fusion import FusedModule, Fusion, alone, fuse
+from .fused import FusedModule
+from .fusion import Fusion, alone, fuse
 from .loading import load
 from .pairing import match_key
 from .recipe import NUMERIC, Recipe, find_input, read_recipe, require_source

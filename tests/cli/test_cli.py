@@ -112,8 +112,10 @@ def test_inspect(nplora: Nplora) -> None:
         "norm: how large the change is at strength 1 (Frobenius). scale: the factor in front of B A.",
         "",
         "  base            Stable Diffusion 1.x: 5 of 5 modules are Stable Diffusion 1.x's",
-        "  format          kohya / sd-scripts: 5 of 5 modules are named as in "
-        "'lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight'",
+        (
+            "  format          kohya / sd-scripts: 5 of 5 modules are named as in "
+            "'lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight'"
+        ),
         "  numbers         F16 (15 tensors)",
         "  trigger words   sks cat",
         "",
@@ -138,10 +140,10 @@ def test_inspect_goes_on_after_a_bad_file(nplora: Nplora) -> None:
 
 
 def test_inspect_of_everything_at_once(nplora: Nplora, tmp_path: Path) -> None:
-    odd = f"{next(iter(CONVOLUTIONS))}"
+    odd, first, second = next(iter(CONVOLUTIONS)), *list(SD15)[:2]
     arrays = {"embedding": np.ones(3, np.float32)}
     make(
-        tmp_path / "odd.safetensors", modules={**SD15, **CONVOLUTIONS}, tucker=[odd], full=[list(SD15)[0]], bias=[list(SD15)[1]],
+        tmp_path / "odd.safetensors", modules={**SD15, **CONVOLUTIONS}, tucker=[odd], full=[first], bias=[second],
         norms={"unet.down_blocks.0.resnets.0.norm1": 320}, extra=arrays, dtype="F32", size=0.0,
     )  # fmt: skip
     ran = nplora("inspect odd.safetensors")

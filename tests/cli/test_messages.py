@@ -1,6 +1,6 @@
 """The wording of every error that a person can meet at the command line, whole, with its exit status.
 
-What is wrong with the bytes of a file is worded in tests/hostile; here are the words about adapters, options and outputs.
+What is wrong with the bytes of a file is worded in tests/hostile; recipes and outputs in test_messages_files.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cli.conftest import Nplora
-from making import PLAIN, SD15, TEXT, make, tensors, write
+from making import SD15, TEXT, make, tensors, write
 
 Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 NAME = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -26,7 +26,9 @@ MU = "How strongly the style's directions are protected: 0 is plain addition, in
 WHICH = "Which of the style's directions are protected: all, the top k, or as many as hold a share of its energy."
 USAGE = {
     "fuze": "No such command 'fuze'. Did you mean fuse? See `nplora --help`.",
-    "paint": "No such command 'paint'. There are: fuse, inspect, compare, convert, verify, methods. See `nplora --help`.",
+    "paint": (
+        "No such command 'paint'. There are: fuse, inspect, compare, convert, verify, methods. See `nplora --help`."
+    ),
     "--loud": "No such option '--loud'. See `nplora --help`.",
     "fuse cat.safetensors ink.safetensors": "Missing option '-o' / '--output'. See `nplora fuse --help`.",
     "fuse cat.safetensors -o out.safetensors": "Missing argument 'STYLE'. See `nplora fuse --help`.",
@@ -38,30 +40,36 @@ USAGE = {
     f"{FUSE} --mu nan": f"mu is out of range: expected a number from 0 to inf (which is allowed), got 'nan'. {MU}",
     f"{FUSE} --mu much": f"mu is out of range: expected a number from 0 to inf (which is allowed), got 'much'. {MU}",
     f"{FUSE} --directions 0": (
-        'directions is out of range: expected "all", a count such as 4, or a share of the energy such as 0.95, got \'0\'. '
+        'directions is out of range: expected "all", a count such as 4, or a share of the energy such as 0.95, got '
+        '\'0\'. '
         + WHICH
     ),
     f"{FUSE} --style-strength inf": (
-        "style_strength is out of range: expected a number (any finite one), got 'inf'. Strength of the style; 0 leaves it "
+        "style_strength is out of range: expected a number (any finite one), got 'inf'. Strength of the style; 0 "
+        "leaves it "
         "out, negative values subtract it."
     ),
     f"{FUSE} --side left": (
-        "side is out of range: expected input, output, got 'left'. Project on the input side (the method) or on the output "
+        "side is out of range: expected input, output, got 'left'. Project on the input side (the method) or on the "
+        "output "
         "side (the paper's ablation)."
     ),
     f"{FUSE} --format zip": (
-        "format is out of range: expected auto, same, kohya, diffusers, peft, got 'zip'. How the output is named: auto is "
+        "format is out of range: expected auto, same, kohya, diffusers, peft, got 'zip'. How the output is named: "
+        "auto is "
         "the inputs' common format, else the subject's."
     ),
     f"{FUSE} --components unet,": (
-        "components is out of range: expected names separated by commas, got 'unet,'. Only these parts of the model, for "
+        "components is out of range: expected names separated by commas, got 'unet,'. Only these parts of the model, "
+        "for "
         "example unet,text_encoder; the rest is left out and named in the report."
     ),
     f"{FUSE} --components vae": (
         "no component is called vae: expected text_encoder or unet. Check --components."
     ),
     f"{FUSE} --subject-strength 0 --style-strength 0": (
-        "nothing is left to write: expected a module with a strength other than 0. Check --components and the two strengths."
+        "nothing is left to write: expected a module with a strength other than 0. Check --components and the two "
+        "strengths."
     ),
     "fuse cat.safetensors ink.safetensors -o cat.safetensors --overwrite": (
         "cat.safetensors: the output would replace an input. Choose another name for the output."
@@ -99,27 +107,42 @@ def test_a_device_that_is_not_there(refused: Nplora) -> None:
 BROKEN = {
     "missing half": (
         lambda: {key: array for key, array in tensors(modules=ONE).items() if "up" not in key},
-        f"bad.safetensors: {Q}.lora_down.weight: half of the module is missing: expected its up factor beside it. "
-        "The file was saved incompletely: get the original.",
+        (
+            f"bad.safetensors: {Q}.lora_down.weight: half of the module is missing: expected its up factor beside it. "
+            "The file was saved incompletely: get the original."
+        ),
     ),
     "ranks differ": (
         lambda: tensors(modules=ONE) | {f"{Q}.lora_up.weight": np.zeros((320, 3), np.float16)},
-        f"bad.safetensors: {Q}.lora_down.weight: the two factors differ in rank: expected rank 3 as in {Q}.lora_up.weight, "
-        "got rank 4. The file is damaged or badly converted: get the original.",
+        (
+            f"bad.safetensors: {Q}.lora_down.weight: the two factors differ in rank: expected rank 3 as in "
+            f"{Q}.lora_up.weight, "
+            "got rank 4. The file is damaged or badly converted: get the original."
+        ),
     ),
     "rank 0": (
         lambda: tensors(modules=ONE, rank=0),
-        f"bad.safetensors: {Q}.lora_down.weight: the rank is 0: expected rank 1 or more. The module is empty: get the original.",
+        (
+            f"bad.safetensors: {Q}.lora_down.weight: the rank is 0: expected rank 1 or more. The module is empty: get "
+            "the original."
+        ),
     ),
     "integers": (
         lambda: tensors(modules=ONE) | {f"{Q}.lora_up.weight": np.zeros((320, 4), np.int32)},
-        f"bad.safetensors: {Q}.lora_up.weight: a factor must be a float matrix or convolution: expected two axes or more of "
-        "floats, got I32 [320, 4].",
+        (
+            f"bad.safetensors: {Q}.lora_up.weight: a factor must be a float matrix or convolution: expected two axes "
+            "or "
+            "more of "
+            "floats, got I32 [320, 4]."
+        ),
     ),
     "alpha 0": (
         lambda: tensors(modules=ONE, alpha=0),
-        f"bad.safetensors: {Q}.alpha: alpha is 0, which programs read in two ways (off in ComfyUI and A1111, full strength in "
-        "kohya): expected a positive number. Set it to 4 for full strength, or remove the module to leave it out.",
+        (
+            f"bad.safetensors: {Q}.alpha: alpha is 0, which programs read in two ways (off in ComfyUI and A1111, full "
+            "strength in "
+            "kohya): expected a positive number. Set it to 4 for full strength, or remove the module to leave it out."
+        ),
     ),
     "alpha infinite": (
         lambda: tensors(modules=ONE, alpha=float("inf")),
@@ -133,22 +156,36 @@ BROKEN = {
         lambda: {
             f"unet.a.lora_{side}.{name}.weight": np.ones((4, 4), np.float32) for side in "AB" for name in ("x", "y")
         },
-        "bad.safetensors: the file holds several adapters: expected one adapter, got x, y. Save each one to a file of its own.",
+        (
+            "bad.safetensors: the file holds several adapters: expected one adapter, got x, y. Save each one to a file "
+            "of its own."
+        ),
     ),
     "twice": (
         lambda: {f"unet.a.{part}.weight": np.ones((4, 4), np.float32) for part in ("lora_A", "lora_down", "lora_B")},
-        "bad.safetensors: unet.a.lora_down.weight: one module holds the same role under two names: expected one tensor, got "
-        "also unet.a.lora_A.weight. The file was badly converted: get the original.",
+        (
+            "bad.safetensors: unet.a.lora_down.weight: one module holds the same role under two names: expected one "
+            "tensor, got "
+            "also unet.a.lora_A.weight. The file was badly converted: get the original."
+        ),
     ),
     "a model": (
         lambda: {"conv_in.weight": np.ones((4, 4), np.float32)},
-        "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...), got "
-        "1 tensors such as conv_in.weight. Check that this is the adapter, not a model or an embedding.",
+        (
+            "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, "
+            "lora_A/lora_B, "
+            "...), got "
+            "1 tensors such as conv_in.weight. Check that this is the adapter, not a model or an embedding."
+        ),
     ),
     "nothing": (
         dict,
-        "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...), got "
-        "no tensors at all. Check that this is the adapter, not a model or an embedding.",
+        (
+            "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, "
+            "lora_A/lora_B, "
+            "...), got "
+            "no tensors at all. Check that this is the adapter, not a model or an embedding."
+        ),
     ),
     "a lost core": (
         lambda: {f"{Q}.lora_mid.weight": np.ones((4, 4, 3, 3), np.float32)},
@@ -159,8 +196,12 @@ BROKEN = {
             tensors(modules={NAME: (320, 320, 3, 3)}, tucker=[NAME])
             | {f"{Q}.lora_mid.weight": np.ones((3, 4, 3, 3), np.float16)}
         ),
-        f"bad.safetensors: {Q}.lora_mid.weight: the core does not fit the factors: expected shape (4, 4, k, k), got shape "
-        "(3, 4, 3, 3).",
+        (
+            f"bad.safetensors: {Q}.lora_mid.weight: the core does not fit the factors: expected shape (4, 4, k, k), "
+            "got "
+            "shape "
+            "(3, 4, 3, 3)."
+        ),
     ),
 }
 
@@ -174,24 +215,29 @@ def test_broken_adapters(what: str, refused: Nplora, tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there(refused: Nplora) -> None:
-    for line in ("inspect no.safetensors", "compare no.safetensors cat.safetensors", "verify no.safetensors",
-                 "convert no.safetensors -o out.safetensors", "fuse cat.safetensors no.safetensors -o out.safetensors"):  # fmt: skip
+    lines = (
+        "inspect no.safetensors", "compare no.safetensors cat.safetensors", "verify no.safetensors",
+        "convert no.safetensors -o out.safetensors", "fuse cat.safetensors no.safetensors -o out.safetensors",
+    )  # fmt: skip
+    for line in lines:
         assert refused(line) == (3, "no.safetensors: no such file. Check the path.")
 
 
 def test_a_pickle(refused: Nplora, tmp_path: Path) -> None:
     (tmp_path / "cat.pt").write_bytes(b"\x80\x04.")
     assert refused("inspect cat.pt") == (
-        3, "cat.pt: this is a pickle file, which can run code when it is opened; nplora never loads one. Convert it in a "
-        "sandbox: `torch.load(path, weights_only=True)`, then `safetensors.torch.save_file`.",
+        3, ("cat.pt: this is a pickle file, which can run code when it is opened; nplora never loads one. Convert it "
+        "in a "
+        "sandbox: `torch.load(path, weights_only=True)`, then `safetensors.torch.save_file`."),
     )  # fmt: skip
 
 
 def test_two_bases(refused: Nplora, tmp_path: Path) -> None:
     make(tmp_path / "xl.safetensors", modules={f"{NAME[:-12]}.attn2.to_k": (320, 2048), NAME: (640, 640)})
     assert refused("fuse cat.safetensors xl.safetensors -o out.safetensors") == (
-        3, f"the two adapters are for different base models: {NAME} is 320x320 in cat.safetensors (Stable Diffusion 1.x) and "
-        "640x640 in xl.safetensors (unknown base). Use two adapters of one base model.",
+        3, (f"the two adapters are for different base models: {NAME} is 320x320 in cat.safetensors (Stable Diffusion "
+        "1.x) and "
+        "640x640 in xl.safetensors (unknown base). Use two adapters of one base model."),
     )  # fmt: skip
 
 
@@ -200,7 +246,8 @@ def test_nan(refused: Nplora, nplora: Nplora, tmp_path: Path) -> None:
     broken[3, 1], broken[5, 0] = np.nan, np.inf
     make(tmp_path / "nan.safetensors", modules=SD15, extra={f"{Q}.lora_up.weight": broken})
     message = (
-        f"nan.safetensors: {Q}.lora_up.weight: 2 values are NaN or infinite (module {NAME}). The training run diverged: use an "
+        f"nan.safetensors: {Q}.lora_up.weight: 2 values are NaN or infinite (module {NAME}). The training run "
+        "diverged: use an "
         "earlier checkpoint, or go on with --allow-nonfinite."
     )
     assert refused("fuse nan.safetensors ink.safetensors -o out.safetensors") == (3, message)
@@ -216,8 +263,9 @@ def test_nan(refused: Nplora, nplora: Nplora, tmp_path: Path) -> None:
 def test_strict(refused: Nplora, tmp_path: Path) -> None:
     make(tmp_path / "odd.safetensors", modules=SD15, seed=1, extra={"extra": np.ones(2, np.float32)})
     assert refused("fuse odd.safetensors ink.safetensors -o out.safetensors --strict") == (
-        3, "extra: 1 keys would be left out (a foreign key would keep readers of kohya / sd-scripts from loading the file). "
-        "Go on without --strict to allow it.",
+        3, ("extra: 1 keys would be left out (a foreign key would keep readers of kohya / sd-scripts from loading the "
+        "file). "
+        "Go on without --strict to allow it."),
     )  # fmt: skip
     key = "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight"
     assert refused(f"{FUSE} --strict --components unet") == (
@@ -228,8 +276,9 @@ def test_strict(refused: Nplora, tmp_path: Path) -> None:
 def test_a_full_style(refused: Nplora, tmp_path: Path) -> None:
     make(tmp_path / "full.safetensors", modules=SD15, full=[NAME])
     assert refused("fuse cat.safetensors full.safetensors -o out.safetensors") == (
-        3, f"full.safetensors: {Q}.diff: the style changes this module by a full matrix, whose directions are all there are. "
-        "Protect a share of its energy instead: --directions 0.9, or --directions 8.",
+        3, (f"full.safetensors: {Q}.diff: the style changes this module by a full matrix, whose directions are all "
+        "there are. "
+        "Protect a share of its energy instead: --directions 0.9, or --directions 8."),
     )  # fmt: skip
 
 
@@ -237,26 +286,12 @@ def test_kinds_that_cannot_be_fused(refused: Nplora, tmp_path: Path) -> None:
     dora = tensors(modules=SD15) | {f"{Q}.dora_scale": np.ones((320, 1), np.float16)}
     write(tmp_path / "dora.safetensors", dora)
     assert refused("fuse dora.safetensors ink.safetensors -o out.safetensors") == (
-        3, f"dora.safetensors: {Q}.dora_scale: DoRA modules cannot be fused yet, and both adapters change {NAME}: got DoRA "
-        f"in {NAME}. Convert it to a LoRA first, or leave the component out with --components.",
+        3, (f"dora.safetensors: {Q}.dora_scale: DoRA modules cannot be fused yet, and both adapters change {NAME}: "
+        "got DoRA "
+        f"in {NAME}. Convert it to a LoRA first, or leave the component out with --components."),
     )  # fmt: skip
     make(tmp_path / "text.safetensors", modules=TEXT)
     assert refused("fuse dora.safetensors text.safetensors -o out.safetensors --subject-strength 0.5") == (
-        3, f"dora.safetensors: {Q}.dora_scale: DoRA modules can only be carried along at strength 1: expected "
-        "--subject-strength 1, got 0.5. Convert it to a LoRA first.",
-    )  # fmt: skip
-
-
-def test_configs(refused: Nplora, tmp_path: Path) -> None:
-    make(tmp_path / "peft", "peft", PLAIN, config={"lora_alpha": "lots"})
-    assert refused("inspect peft") == (3, "layers.0.self_attn.q_proj: lora_alpha is not a number: got 'lots'. "
-                                          "Mend adapter_config.json.")  # fmt: skip
-    (tmp_path / "peft" / "adapter_config.json").write_text("{")
-    assert refused("inspect peft") == (
-        3, f"{Path('peft', 'adapter_config.json')}: the config is not valid JSON. Download it again, or mend it."
-    )  # fmt: skip
-    make(tmp_path / "odd.safetensors", "diffusers", ONE, metadata={"lora_adapter_metadata": "{"})
-    assert refused("inspect odd.safetensors") == (
-        3, "odd.safetensors: lora_adapter_metadata: the adapter metadata is not valid JSON. Remove that metadata entry; then "
-        "alpha keys or scale 1 apply.",
+        3, (f"dora.safetensors: {Q}.dora_scale: DoRA modules can only be carried along at strength 1: expected "
+        "--subject-strength 1, got 0.5. Convert it to a LoRA first."),
     )  # fmt: skip

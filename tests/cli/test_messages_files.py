@@ -1,4 +1,4 @@
-"""The wording of errors about recipes and about outputs that cannot be written; see test_messages.py for the rest."""
+"""The wording of errors about configs, recipes and outputs that cannot be written; test_messages.py has the rest."""
 
 from __future__ import annotations
 
@@ -12,10 +12,29 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Nplora
-from making import SD15, make
+from making import PLAIN, SD15, make
 from nplora.storage import TensorFile
 
 FUSE = "fuse cat.safetensors ink.safetensors -o out.safetensors"
+
+# ------------------------------------------------------------------------------------------ configs: status 3
+
+
+def test_configs(refused: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "peft", "peft", PLAIN, config={"lora_alpha": "lots"})
+    assert refused("inspect peft") == (3, ("layers.0.self_attn.q_proj: lora_alpha is not a number: got 'lots'. "
+                                          "Mend adapter_config.json."))  # fmt: skip
+    (tmp_path / "peft" / "adapter_config.json").write_text("{")
+    assert refused("inspect peft") == (
+        3, f"{Path('peft', 'adapter_config.json')}: the config is not valid JSON. Download it again, or mend it."
+    )  # fmt: skip
+    make(tmp_path / "odd.safetensors", "diffusers", SD15, metadata={"lora_adapter_metadata": "{"})
+    assert refused("inspect odd.safetensors") == (
+        3, ("odd.safetensors: lora_adapter_metadata: the adapter metadata is not valid JSON. Remove that metadata "
+        "entry; then "
+        "alpha keys or scale 1 apply."),
+    )  # fmt: skip
+
 
 # ------------------------------------------------------------------------------------------ recipes: status 3
 
@@ -29,16 +48,18 @@ def made(refused: Nplora, nplora: Nplora) -> Nplora:
 
 def test_no_recipe(refused: Nplora) -> None:
     assert refused("verify cat.safetensors") == (
-        3, "cat.safetensors: nplora.recipe: the header holds no recipe. Name the inputs, and the options that they were fused "
-        "with: nplora verify OUTPUT SUBJECT STYLE.",
+        3, ("cat.safetensors: nplora.recipe: the header holds no recipe. Name the inputs, and the options that they "
+        "were fused "
+        "with: nplora verify OUTPUT SUBJECT STYLE."),
     )  # fmt: skip
 
 
 def test_an_input_is_gone(made: Nplora, tmp_path: Path) -> None:
     (tmp_path / "ink.safetensors").unlink()
     assert made("verify there.safetensors") == (
-        3, "there.safetensors: the style that the recipe names is not found: expected ink.safetensors beside the output or in "
-        "the current folder. Name the inputs: nplora verify OUTPUT SUBJECT STYLE.",
+        3, ("there.safetensors: the style that the recipe names is not found: expected ink.safetensors beside the "
+        "output or in "
+        "the current folder. Name the inputs: nplora verify OUTPUT SUBJECT STYLE."),
     )  # fmt: skip
 
 
@@ -47,8 +68,10 @@ def test_an_input_is_another_one(made: Nplora, tmp_path: Path) -> None:
     make(tmp_path / "ink.safetensors", seed=3)
     got = hashlib.sha256((tmp_path / "ink.safetensors").read_bytes()).hexdigest()
     message = (
-        "ink.safetensors: this is not the style that the recipe names (ink.safetensors): the bytes differ: expected sha256 "
-        f"{expected[:12]}…, got {got[:12]}…. Use the file that was fused; name it if it lies elsewhere: nplora verify OUTPUT "
+        "ink.safetensors: this is not the style that the recipe names (ink.safetensors): the bytes differ: expected "
+        "sha256 "
+        f"{expected[:12]}…, got {got[:12]}…. Use the file that was fused; name it if it lies elsewhere: nplora "
+        "verify OUTPUT "
         "SUBJECT STYLE."
     )
     assert made("verify there.safetensors cat.safetensors ink.safetensors") == (3, message)
@@ -69,8 +92,11 @@ def package_metadata(path: Path) -> str:
         ("[]", "the recipe in the header cannot be read"),
         ('{"inputs": {}, "method": "np", "parameters": {}}', "the recipe in the header does not name its inputs"),
         (
-            '{"inputs": {"subject": {"name": "cat.safetensors"}, "style": {"name": "ink.safetensors"}}, "method": "np", '
-            '"parameters": {"mu": -1}}',
+            (
+                '{"inputs": {"subject": {"name": "cat.safetensors"}, "style": {"name": "ink.safetensors"}}, "method": '
+                '"np", '
+                '"parameters": {"mu": -1}}'
+            ),
             "the recipe in the header cannot be read: expected a number from 0 to inf (which is allowed), got -1",
         ),
     ],
@@ -99,8 +125,9 @@ def test_a_recipe_cannot_point_elsewhere(refused: Nplora, tmp_path: Path) -> Non
     make(tmp_path / "deep" / "deeper" / "there.safetensors", metadata={"nplora.recipe": json.dumps(recipe)})
     there = Path("deep", "deeper", "there.safetensors")
     assert refused(f"verify {there}") == (
-        3, f"{there}: the subject that the recipe names is not found: expected secret.safetensors beside the output or in the "
-        "current folder. Name the inputs: nplora verify OUTPUT SUBJECT STYLE.",
+        3, (f"{there}: the subject that the recipe names is not found: expected secret.safetensors beside the output "
+        "or in the "
+        "current folder. Name the inputs: nplora verify OUTPUT SUBJECT STYLE."),
     )  # fmt: skip
 
 
@@ -120,8 +147,9 @@ def test_outputs(refused: Nplora, tmp_path: Path) -> None:
         )
     assert there.read_bytes() == b"precious"
     assert refused("fuse cat.safetensors ink.safetensors -o out.pt") == (
-        4, "out.pt: the output's name does not end in .safetensors. Name a file like fused.safetensors; a folder is written with "
-        "--format peft.",
+        4, ("out.pt: the output's name does not end in .safetensors. Name a file like fused.safetensors; a folder is "
+        "written with "
+        "--format peft."),
     )  # fmt: skip
     (tmp_path / "r.json").write_text("{}")
     assert refused(f"{FUSE} --report r.json") == (
@@ -136,8 +164,9 @@ def test_outputs(refused: Nplora, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_ours(refused: Nplora, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     assert refused("fuse cat.safetensors ink.safetensors -o closed/out.safetensors") == (
-        4, "closed/out.safetensors: cannot be written (Permission denied). The folder is not yours to write: choose another. "
-        "Nothing was changed.",
+        4, ("closed/out.safetensors: cannot be written (Permission denied). The folder is not yours to write: choose "
+        "another. "
+        "Nothing was changed."),
     )  # fmt: skip
 
 
@@ -162,5 +191,6 @@ def test_a_full_disk(refused: Nplora, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("os.pwrite", full)
     assert refused(FUSE) == (
-        4, "out.safetensors: cannot be written (No space left on device). The disk is full: free some space. Nothing was changed."
+        4, ("out.safetensors: cannot be written (No space left on device). The disk is full: free some space. Nothing "
+        "was changed.")
     )  # fmt: skip

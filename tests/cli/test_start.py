@@ -66,7 +66,8 @@ def test_help_of_a_command_imports_no_numpy() -> None:
 def test_fuse_and_verify_load_no_rich(tmp_path: Path) -> None:
     code = (
         f"import os, sys; os.chdir({os.fspath(tmp_path)!r}); from nplora.cli import main\n"
-        "main(['fuse', 'cat.safetensors', 'ink.safetensors', '-o', 'out.safetensors']); main(['verify', 'out.safetensors'])\n"
+        "main(['fuse', 'cat.safetensors', 'ink.safetensors', '-o', 'out.safetensors']); main(['verify', "
+        "'out.safetensors'])\n"
         "print(sorted({'rich', 'torch'} & set(sys.modules)), os.environ['OPENBLAS_NUM_THREADS'])"
     )
     assert run_python(code).stdout.splitlines()[-1] == "[] 1"
@@ -113,8 +114,8 @@ def test_a_fault_of_ours_asks_to_be_reported(nplora: Nplora, monkeypatch: pytest
     monkeypatch.setattr("nplora.loading.load", fault)
     assert nplora("inspect a.safetensors") == (
         70, "",
-        "nplora: unexpected ZeroDivisionError (by zero). This is a fault of nplora: please report it with what "
-        "NPLORA_TRACEBACK=1 shows.\n",
+        ("nplora: unexpected ZeroDivisionError (by zero). This is a fault of nplora: please report it with what "
+        "NPLORA_TRACEBACK=1 shows.\n"),
     )  # fmt: skip
     monkeypatch.setenv("NPLORA_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
@@ -134,7 +135,7 @@ def test_no_memory_is_one_line(nplora: Nplora, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("pair")
 def test_a_closed_pipe_is_no_fault(tmp_path: Path) -> None:
     line = f"{sys.executable} -m nplora inspect cat.safetensors ink.safetensors | true"
-    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S602
     assert done.stderr == ""
 
 

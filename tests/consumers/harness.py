@@ -17,9 +17,10 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -124,7 +125,8 @@ def peft_deltas(model: torch.nn.Module, folder: str | Path) -> Deltas:
     try:
         with _heard() as texts:
             wrapped = PeftModel.from_pretrained(model, str(folder))
-            result = wrapped.load_adapter(str(folder), "again")  # from_pretrained keeps this result to itself
+            # Once more, because from_pretrained keeps this result to itself.
+            result = set_peft_model_state_dict(wrapped, load_peft_weights(str(folder)))
         assert not result.unexpected_keys, f"unexpected keys: {result.unexpected_keys}"
         assert not texts, "the loader warned: " + "\n".join(texts)
         return _adapted(model, "", "")

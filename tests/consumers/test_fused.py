@@ -240,7 +240,7 @@ def test_diffusers_cannot_load_a_kohya_sd3_file_but_its_conversion(tmp_path):
     )
     with pytest.raises(AssertionError, match="No LoRA keys associated"):
         effective_deltas(tiny_pipeline("sd35-wide"), path)
-    nplora.load(path).save(tmp_path / "converted.safetensors", format="diffusers")
+    nplora.convert(nplora.load(path), tmp_path / "converted.safetensors", format="diffusers")
     assert_loads("sd35-wide", tmp_path / "converted.safetensors", expected)
 
 

@@ -89,8 +89,9 @@ class Factors:
 
     @cached_property
     def size(self) -> float:
-        """``|| |B| |A| ||``: what relative errors of the factors are multiplied by."""
-        return float(np.linalg.norm(np.abs(self.up.astype(np.float64)) @ np.abs(self.down.astype(np.float64))))
+        """``sum_k |B_k| |A_k|``: what relative errors of the factors are multiplied by; projecting does not raise it."""
+        up, down = self.up.astype(np.float64), self.down.astype(np.float64)
+        return float(np.linalg.norm(up, axis=0) @ np.linalg.norm(down, axis=1))
 
     def stored_up(self) -> np.ndarray:
         return self.up.reshape(*self.up.shape, *(1 for _ in self.kernel))
@@ -183,13 +184,13 @@ def peft_tensors(modules: Mapping[str, Factors]) -> dict[str, np.ndarray]:
 
 
 def allowed(modules: list[tuple[Factors, float]], dtype: str, arithmetic: float = 2.0**-22) -> float:
-    """How far (Frobenius) the product of a written stack may be from ``sum_i w_i dW_i``.
+    """How far (Frobenius) the product of a written stack may be from ``sum_i w_i dW_i``, projected or not.
 
     Each down factor is rounded once to the output's type, the scale to float32, and the arithmetic before that is
-    at least as good as `arithmetic`; errors pass through ``|B|``.
+    at least as good as `arithmetic`. Numbers below the smallest step of a type are lost in front of the largest scale.
     """
-    total = 0.0
-    for module, strength in modules:
-        total += (ROUNDOFF[dtype] + arithmetic) * abs(strength * module.scale) * module.size
-        total += STEP[dtype] * float(np.linalg.norm(module.up.astype(np.float64))) * module.down.size**0.5
+    scales = [abs(strength * module.scale) for module, strength in modules]
+    total = sum((ROUNDOFF[dtype] + arithmetic) * scale * module.size for scale, (module, _) in zip(scales, modules, strict=True))
+    for module, _ in modules:
+        total += max(*scales, 1.0) * STEP[dtype] * float(np.linalg.norm(module.up.astype(np.float64))) * module.down.size**0.5
     return total

@@ -80,7 +80,7 @@ def test_a_file_is_read_as_what_it_says(tmp_path, format, kind, dtype):
 @each_module
 def test_saving_in_the_same_format_changes_nothing(tmp_path, format, kind, dtype):
     made = content(format, kind, dtype)
-    nplora.load(saved(tmp_path, format, made)).save(output(tmp_path, format))
+    nplora.convert(nplora.load(saved(tmp_path, format, made)), output(tmp_path, format))
     require_equal(output(tmp_path, format), made, dtype, exact=(format, kind) in COPIED)
 
 
@@ -89,7 +89,7 @@ def test_saving_in_the_same_format_changes_nothing(tmp_path, format, kind, dtype
 def test_saving_in_the_same_format_keeps_every_byte(tmp_path, format, kind, dtype):
     """Except where a core is contracted, and in MLX, whose one scale for the whole file is folded into the factors."""
     made = content(format, kind, dtype)
-    nplora.load(saved(tmp_path, format, made)).save(output(tmp_path, format))
+    nplora.convert(nplora.load(saved(tmp_path, format, made)), output(tmp_path, format))
     written, _ = read(output(tmp_path, format))
     assert {key: fingerprint(array) for key, array in written.items()} == {
         key: fingerprint(array) for key, array in made.tensors.items()
@@ -104,7 +104,7 @@ def fingerprint(array):
 @each_dtype
 def test_a_contracted_core_is_float32_so_that_its_products_fit(tmp_path, dtype):
     made = content("kohya", "tucker", dtype)
-    nplora.load(saved(tmp_path, "kohya", made)).save(output(tmp_path, "kohya"))
+    nplora.convert(nplora.load(saved(tmp_path, "kohya", made)), output(tmp_path, "kohya"))
     written, _ = read(output(tmp_path, "kohya"))
     down = written["lora_unet_conv_in.lora_down.weight"]
     assert (down.dtype, down.shape) == (np.float32, (3, 4, 3, 3))
@@ -118,7 +118,7 @@ def test_a_contracted_core_is_float32_so_that_its_products_fit(tmp_path, dtype):
 def test_converting_keeps_the_product(tmp_path, format, kind, target, dtype):
     made = content(format, kind, dtype)
     path = tmp_path / ("converted" if target == "peft" else "converted.safetensors")
-    nplora.load(saved(tmp_path, format, made)).save(path, format=target)
+    nplora.convert(nplora.load(saved(tmp_path, format, made)), path, format=target)
     require_equal(path, made, dtype)
 
 
@@ -144,7 +144,7 @@ def test_strength_s_means_s(tmp_path, format, kind, role, strength):
 @cells([cell for cell in CELLS if cell[0] in ("kohya", "generic", "mlx")])
 def test_the_asked_number_type_is_written_and_costs_its_rounding_only(tmp_path, format, kind, dtype):
     made = content(format, kind, "F32")
-    nplora.load(saved(tmp_path, format, made)).save(output(tmp_path, format), dtype=dtype)
+    nplora.convert(nplora.load(saved(tmp_path, format, made)), output(tmp_path, format), dtype=dtype)
     name = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}[dtype]
     written, _ = read(output(tmp_path, format))
     assert {array.dtype for key, array in written.items() if not key.endswith(".alpha")} == {DTYPES[name]}

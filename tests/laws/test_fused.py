@@ -135,7 +135,7 @@ def test_saving_a_fused_module_in_its_own_naming_keeps_every_byte(tmp_path, name
     else:
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
         path, out = folder(tmp_path / "a", peft_tensors({f"base_model.model.{name}": module}), config), tmp_path / "out"
-    nplora.load(path).save(out)
+    nplora.convert(nplora.load(path), out)
     before, after = read(path)[0], read(out)[0]
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[key], after[key]) for key in before)
@@ -149,7 +149,7 @@ def test_kohya_to_diffusers_to_peft_to_kohya_is_the_same_file(tmp_path, name, dt
     first = kohya_file(tmp_path / "a.safetensors", {name: module})
     second, third, fourth = tmp_path / "b.safetensors", tmp_path / "c", tmp_path / "d.safetensors"
     for source, target, format in ((first, second, "diffusers"), (second, third, "peft"), (third, fourth, "kohya")):
-        nplora.load(source).save(target, format=format)
+        nplora.convert(nplora.load(source), target, format=format)
     assert {key.rpartition(".lora_")[0] for key in read(second)[0]} == {"transformer." + part for part in canonical(name)}
     assert not any(key.endswith(".alpha") for key in read(second)[0])
     back = stack_of(fourth, name)
@@ -174,7 +174,7 @@ def test_a_joined_file_gives_its_blocks_back(tmp_path, dtype):
         assert (update.rank, update.scale) == (2, 0.25)
         assert np.array_equal(update.up.read(), part.up)
         assert np.array_equal(update.down.read(), part.down)
-    adapter.save(tmp_path / "b.safetensors")
+    nplora.convert(adapter, tmp_path / "b.safetensors")
     before, after = read(path)[0], read(tmp_path / "b.safetensors")[0]
     assert all(np.array_equal(before[key], after[key]) for key in before)
 
@@ -186,7 +186,7 @@ def test_a_partial_group_leaves_zeros_for_the_parts_that_are_not_there(tmp_path,
     path = write(
         tmp_path / "a.safetensors", peft_tensors({"transformer." + name: piece for name, piece in parts.items()})
     )
-    nplora.load(path).save(tmp_path / "b.safetensors", format="kohya")
+    nplora.convert(nplora.load(path), tmp_path / "b.safetensors", format="kohya")
     written = stack_of(tmp_path / "b.safetensors", DOUBLE)
     assert written.up.shape[0] == 9216
     for name, (start, stop) in QKV.items():
@@ -199,7 +199,7 @@ def test_parts_with_downs_of_their_own_are_joined_block_by_block(tmp_path):
     rng = np.random.default_rng(6)
     parts = {name: factors(rng, 3072, WIDTH, rank) for name, rank in zip(canonical(DOUBLE), (1, 2, 3), strict=True)}
     path = write(tmp_path / "a.safetensors", peft_tensors({"transformer." + name: piece for name, piece in parts.items()}))
-    nplora.load(path).save(tmp_path / "b.safetensors", format="kohya")
+    nplora.convert(nplora.load(path), tmp_path / "b.safetensors", format="kohya")
     written = stack_of(tmp_path / "b.safetensors", DOUBLE)
     assert written.rank == 6
     for (name, part), (start, stop) in zip(parts.items(), QKV.values(), strict=True):
@@ -210,7 +210,7 @@ def test_parts_with_downs_of_their_own_are_joined_block_by_block(tmp_path):
 def test_swapped_halves_lie_the_other_way_round_in_diffusers(tmp_path):
     module = made(7, LAST, scale=1.0)
     path = kohya_file(tmp_path / "a.safetensors", {LAST: module})
-    nplora.load(path).save(tmp_path / "b.safetensors", format="diffusers")
+    nplora.convert(nplora.load(path), tmp_path / "b.safetensors", format="diffusers")
     written, _ = read(tmp_path / "b.safetensors")
     assert np.array_equal(written["transformer.norm_out.linear.lora_B.weight"], halves(module.up))
     assert np.array_equal(written["transformer.norm_out.linear.lora_A.weight"], module.down)
@@ -357,7 +357,7 @@ def test_a_full_matrix_on_swapped_rows_comes_back_as_it_was(tmp_path):
     diff = np.resize(np.random.default_rng(22).standard_normal(10007).astype(np.float16), (6144, 3072))
     tensors = {f"diffusion_model.{LAST}.diff": diff} | peft_tensors({f"diffusion_model.{DOUBLE}": made(23, scale=1.0)})
     path = write(tmp_path / "a.safetensors", tensors)
-    nplora.load(path).save(tmp_path / "b.safetensors")
+    nplora.convert(nplora.load(path), tmp_path / "b.safetensors")
     assert np.array_equal(read(tmp_path / "b.safetensors")[0][f"diffusion_model.{LAST}.diff"], diff)
 
 
@@ -365,7 +365,7 @@ def test_a_full_matrix_on_a_fused_projection_comes_back_as_it_was(tmp_path):
     diff = np.resize(np.random.default_rng(24).standard_normal(10007).astype(np.float16), (9216, 3072))
     tensors = {f"diffusion_model.{DOUBLE}.diff": diff} | peft_tensors({f"diffusion_model.{SINGLE}": made(25, SINGLE, scale=1.0)})
     path = write(tmp_path / "a.safetensors", tensors)
-    nplora.load(path).save(tmp_path / "b.safetensors")
+    nplora.convert(nplora.load(path), tmp_path / "b.safetensors")
     assert np.array_equal(read(tmp_path / "b.safetensors")[0][f"diffusion_model.{DOUBLE}.diff"], diff)
 
 
@@ -378,10 +378,10 @@ def test_a_bias_on_swapped_rows_is_swapped_with_them(tmp_path, naming):
     else:
         tensors = peft_tensors({f"diffusion_model.{LAST}": module}) | {f"diffusion_model.{LAST}.lora_B.bias": bias}
     path = write(tmp_path / "a.safetensors", tensors)
-    nplora.load(path).save(tmp_path / "b.safetensors", format="diffusers")
+    nplora.convert(nplora.load(path), tmp_path / "b.safetensors", format="diffusers")
     written = read(tmp_path / "b.safetensors")[0]["transformer.norm_out.linear.lora_B.bias"]
     assert np.allclose(written, halves(bias))
-    nplora.load(path).save(tmp_path / "c.safetensors")
+    nplora.convert(nplora.load(path), tmp_path / "c.safetensors")
     assert all(np.array_equal(read(path)[0][key], array) for key, array in read(tmp_path / "c.safetensors")[0].items())
 
 
@@ -389,9 +389,9 @@ def test_a_bias_on_a_fused_projection_is_split_and_joined_with_its_rows(tmp_path
     bias = np.random.default_rng(28).standard_normal(9216).astype(np.float32)
     tensors = peft_tensors({f"diffusion_model.{DOUBLE}": made(29, scale=1.0)})
     path = write(tmp_path / "a.safetensors", tensors | {f"diffusion_model.{DOUBLE}.lora_B.bias": bias})
-    nplora.load(path).save(tmp_path / "b.safetensors", format="diffusers")
+    nplora.convert(nplora.load(path), tmp_path / "b.safetensors", format="diffusers")
     written, _ = read(tmp_path / "b.safetensors")
     for name, rows in canonical(DOUBLE).items():
         assert np.array_equal(written[f"transformer.{name}.lora_B.bias"], bias[slice(*rows)])
-    nplora.load(path).save(tmp_path / "c.safetensors")
+    nplora.convert(nplora.load(path), tmp_path / "c.safetensors")
     assert np.array_equal(read(tmp_path / "c.safetensors")[0][f"diffusion_model.{DOUBLE}.lora_B.bias"], bias)

@@ -82,7 +82,7 @@ def test_each_component_has_an_alpha_of_its_own(tmp_path):
     names = ["lora_unet_" + SD15.format("to_q").replace(".", "_"), "lora_te_text_model_encoder_layers_0_self_attn_q_proj"]
     modules = [factors(rng, 320, 320, 4, scale=0.5), factors(rng, 768, 768, 4, scale=0.125)]
     path = write(tmp_path / "a.safetensors", kohya_tensors(dict(zip(names, modules, strict=True))))
-    nplora.load(path).save(tmp_path / "b.safetensors", format="kohya")
+    nplora.convert(nplora.load(path), tmp_path / "b.safetensors", format="kohya")
     written, _ = read(tmp_path / "b.safetensors")
     assert [float(written[name + ".alpha"]) for name in names] == [2.0, 0.5]
     assert all(np.array_equal(read(path)[0][key], array) for key, array in written.items())
@@ -220,7 +220,7 @@ def test_the_patterns_of_flux_do_not_hit_the_ends_of_longer_names(tmp_path):
     modules = {"proj_out": factors(rng, 64, 3072, 5), "single_transformer_blocks.0.proj_out": factors(rng, 3072, 15360, 2)}
     more = {f"single_transformer_blocks.{i}.proj_out": factors(rng, 3072, 15360, 2) for i in (1, 2)}
     path = write(tmp_path / "a.safetensors", peft_tensors({"transformer." + name: m for name, m in (modules | more).items()}))
-    nplora.load(path).save(tmp_path / "b", format="peft")
+    nplora.convert(nplora.load(path), tmp_path / "b", format="peft")
     config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     ranks = {name: by_pattern(config["rank_pattern"], name, config["r"]) for name in modules}
     assert ranks == {"proj_out": 5, "single_transformer_blocks.0.proj_out": 2}
@@ -235,7 +235,7 @@ def test_rslora_inputs_leave_as_plain_scales(tmp_path):
     tensors = peft_tensors({"base_model.model." + SD15.format("to_q"): factors(rng, 320, 320, 4)})
     path = folder(tmp_path / "a", tensors, config)
     before = next(iter(nplora.load(path).values())).delta()
-    nplora.load(path).save(tmp_path / "b")
+    nplora.convert(nplora.load(path), tmp_path / "b")
     written = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert (written["use_rslora"], written["lora_alpha"], written["r"]) == (False, 32, 4)
     assert np.array_equal(next(iter(nplora.load(tmp_path / "b").values())).delta(), before)

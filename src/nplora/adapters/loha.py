@@ -84,7 +84,10 @@ def _matrices(group: Group) -> tuple[KhatriRao, KhatriRao]:
     up, down = KhatriRao(w1_a, w2_a, cores, up=True), KhatriRao(w1_b, w2_b, cores)
     if up.shape[1] != down.shape[0] or w1_b.shape[1:] != w2_b.shape[1:]:
         raise group.error(
-            "the LoHa factors do not fit each other", "hada_w1_b", expected=f"rank {up.shape[1]}", got=f"rank {down.shape[0]}"
+            "the LoHa factors do not fit each other",
+            "hada_w1_b",
+            expected=f"rank {up.shape[1]}",
+            got=f"rank {down.shape[0]}",
         )
     return up, down
 

@@ -34,7 +34,8 @@ class Side:
     def shape(self) -> tuple[int, int]:
         if self.whole is not None:
             return self.whole.shape[0], prod(self.whole.shape[1:])
-        assert self.a is not None and self.b is not None
+        assert self.a is not None
+        assert self.b is not None
         if self.core is not None:
             return self.a.shape[1], self.b.shape[1] * prod(self.core.shape[2:])
         return self.a.shape[0], prod(self.b.shape[1:])
@@ -114,7 +115,8 @@ def _sides(group: Group) -> tuple[Side, Side]:
             len(tensor.shape) < 2 or tensor.dtype not in FLOATS for tensor in side.tensors
         ):
             raise group.error(
-                "the LoKr module is incomplete", next(iter(tensors)), expected=f"{name}, or {name}_a and {name}_b, of floats",
+                "the LoKr module is incomplete", next(iter(tensors)),
+                expected=f"{name}, or {name}_a and {name}_b, of floats",
                 hint="The file was saved incompletely: get the original.",
             )  # fmt: skip
         sides.append(side)
@@ -145,7 +147,9 @@ def read(group: Group, scale: float, scale_from: str) -> Update:
     one, two = _sides(group)
     if one.whole is not None and two.whole is not None:  # usually of full rank: kept full
         return Full(Kronecker(one, two, "both"), _kernel(group), kind="LoKr")
-    return LowRank(Kronecker(one, two, "left"), Kronecker(one, two, "right"), scale, scale_from, _kernel(group), kind="LoKr")
+    return LowRank(
+        Kronecker(one, two, "left"), Kronecker(one, two, "right"), scale, scale_from, _kernel(group), kind="LoKr"
+    )
 
 
 MARKS = frozenset(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2"))

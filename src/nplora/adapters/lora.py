@@ -74,4 +74,6 @@ def read(group: Group, scale: float, scale_from: str) -> Update:
     return LowRank(up, down, scale, scale_from, kernel)
 
 
-KINDS = (Kind("LoRA", frozenset({"up", "down", "up_transposed", "down_transposed"}), size, read, alpha_rank=alpha_rank),)
+KINDS = (
+    Kind("LoRA", frozenset({"up", "down", "up_transposed", "down_transposed"}), size, read, alpha_rank=alpha_rank),
+)

@@ -1,4 +1,4 @@
-"""Kinds that multiply or replace the base weight (OFT, BOFT, GLoRA, IA3, ...): without it they can only be carried along."""
+"""Kinds that multiply or replace the base weight (OFT, GLoRA, IA3, ...): without it they can only be carried along."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ def command(adapter: str, output: str, overwrite: bool, report: str | None, quie
         write_json(report, done)
     if quiet:
         return
-    written = TensorFile(done["output"])
+    written, modules = TensorFile(done["output"]), count(done["modules"]["passed_through"]["subject"], "module")
     say(
-        paragraph(f"{count(done['modules']['passed_through']['subject'], 'module')} from {loaded.format.name} to {done['format']}."),
+        paragraph(f"{modules} from {loaded.format.name} to {done['format']}."),
         facts([("written", f"{done['output']}: {size(written.size)}"), *left_out(done, report),
                *(("note", note) for note in done["notes"])]),
     )  # fmt: skip

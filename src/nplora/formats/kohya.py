@@ -8,7 +8,8 @@ from . import Description, Format, Place, Spelling, Written, strip_prefix
 # Longest first where one begins another. ``lora_unet__`` is Wan-Fun's, ``lora_unet_unet_`` a home-made one.
 PREFIXES = (
     ("lora_unet_unet_", "denoiser"), ("lora_unet__", "denoiser"), ("lora_unet_", "denoiser"),
-    ("lora_transformer_", "denoiser"), ("lycoris_", "denoiser"), ("oft_unet_", "denoiser"), ("lora_prior_unet_", "denoiser"),
+    ("lora_transformer_", "denoiser"), ("lycoris_", "denoiser"), ("oft_unet_", "denoiser"),
+    ("lora_prior_unet_", "denoiser"),
     ("lora_te1_", "te1"), ("lora_te2_", "te2"), ("lora_te3_", "te3"), ("lora_te_", "te"), ("lora_prior_te_", "te"),
 )  # fmt: skip
 

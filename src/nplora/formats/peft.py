@@ -52,7 +52,18 @@ def describe(written: Written) -> Description:
         config.update(ranks_and_alphas(written, components[0]))
     if any(key.endswith(".lora_B.bias") for key in written.keys):
         config["lora_bias"] = True
+    config["modules_to_save"] = _saved(written) or None
     return Description(beside={"adapter_config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"})
+
+
+def _saved(written: Written) -> list[str]:
+    """The whole modules (heads, embeddings) beside the factors, of all inputs."""
+    names = (name for config in written.configs for name in _names(config.get("modules_to_save")))
+    return [name for name in dict.fromkeys(names) if any(f".{name}." in key for key in written.keys)]
+
+
+def _names(value: object) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 FORMAT = Format(

@@ -56,7 +56,8 @@ def _spectrum(grams: Grams) -> tuple[Array, Array]:
     """Energies ``s_i^2`` (..., r), the largest first, and T (..., r, r) with ``V = A_s^T T``."""
     xp = namespace(grams.H_s)
     if grams.s is not None:
-        return grams.s**2, xp.broadcast_to(xp.eye(grams.s.shape[-1], dtype=grams.s.dtype, device=grams.s.device), grams.H_s.shape)
+        eye = xp.eye(grams.s.shape[-1], dtype=grams.s.dtype, device=grams.s.device)
+        return grams.s**2, xp.broadcast_to(eye, grams.H_s.shape)
     w, W = xp.linalg.eigh(grams.G_s)
     root = W * xp.sqrt(xp.where(w > 0, w, xp.zeros_like(w)))[..., None, :]  # G = root root^T
     energy, Z = xp.linalg.eigh(transpose(root) @ grams.H_s @ root)  # ascending
