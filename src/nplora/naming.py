@@ -20,12 +20,16 @@ from .storage import WRITABLE
 
 @dataclass
 class Naming:
-    """How the output names its modules: a format, the base's table, and whether names are kept as they were read."""
+    """How the output names its modules: a format, the base's table, and whether names are kept as they were read.
+
+    ``bare``: CLIP's paths are written without ``text_model.``, which transformers 5 dropped.
+    """
 
     format: Format
     layout: Layout | None
     keep: bool
     dtype: str | None
+    bare: bool = False
 
     def output_module(self, name: str, members: Sequence[tuple[str, Module, float]], job: Job | None) -> OutputModule:
         """The strands of a module and its name in the file."""
@@ -37,8 +41,13 @@ class Naming:
         kernel = self._kernel(name, [module.update.kernel for _, module, _ in members])
         origin = next((m.origin for _, m, _ in members if self.keep and m.origin.format == self.format.name), None)
         if origin is None:
-            return OutputModule(name, tuple(strands), kernel)
+            return OutputModule(name, tuple(strands), kernel, self._bare_spelling(name) if self.bare else None)
         return OutputModule(name, tuple(strands), kernel, Spelling(origin.module, origin.parts), origin.factor_suffixes)
+
+    def _bare_spelling(self, name: str) -> Spelling | None:
+        component, _, path = name.partition(".")
+        spelling = self.format.spell(component, path, self.layout)
+        return spelling and replace(spelling, module=spelling.module.replace(".text_model.", ".", 1))
 
     def _kernel(self, name: str, kernels: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """A 1x1 convolution may be stored as a matrix: the base's own dimensions decide, else the first file's."""
@@ -58,10 +67,21 @@ def resolve_naming(adapters: Sequence[Adapter], format: str, dtype: str) -> Nami
     layout = next((adapter.layout for adapter in adapters if adapter.layout), None)
     kind = WRITABLE.get(dtype)
     if format in ("auto", "same"):
-        return _kept_naming(adapters, layout, kind)
-    if format not in all_formats():
+        naming = _kept_naming(adapters, layout, kind)
+    elif format in all_formats():
+        naming = Naming(all_formats()[format], layout, layout is None, kind)
+    else:
         raise UsageError(f"unknown format {format!r}", expected="same or kohya or diffusers or peft")
-    return Naming(all_formats()[format], layout, layout is None, kind)
+    if naming.format.name != "peft":
+        return naming
+    # A PEFT folder's paths must be those of the user's model, whatever the table says.
+    full = {
+        "text_model." in module.origin.module
+        for adapter in adapters
+        for name, module in adapter.items()
+        if ".text_model." in name and module.origin.format == "peft"
+    }
+    return replace(naming, bare=False in full, keep=naming.keep and len(full) < 2)
 
 
 def _kept_naming(adapters: Sequence[Adapter], layout: Layout | None, dtype: str | None) -> Naming:

@@ -39,11 +39,12 @@ class Content:
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     factors: dict[str, Factors] = field(default_factory=dict)
     full: dict[str, np.ndarray] = field(default_factory=dict)
+    products: dict[str, np.ndarray] = field(default_factory=dict)  # of more than two factors
     vectors: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def deltas(self) -> dict[str, np.ndarray]:
-        return {name: module.dense() for name, module in self.factors.items()} | self.full
+        return {name: module.dense() for name, module in self.factors.items()} | self.full | self.products
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ NORM = "down_blocks.0.resnets.0.norm1"
 SHAPES = {Q: (320, 320), V: (320, 320), POINT: (320, 320, 1, 1), CONV: (320, 4, 3, 3), NORM: (320,)}
 KINDS = {
     "linear": Q, "1x1": POINT, "3x3": CONV, "tucker": CONV, "full": CONV, "full, linear": Q, "diff_b": Q, "norm": NORM,
-    "bias": Q, "companion": V,
+    "bias": Q, "loha": Q, "loha, 3x3": CONV, "lokr": Q, "companion": V,
 }  # fmt: skip
 
 
@@ -136,7 +137,10 @@ MLX = {"lora_parameters": {"rank": RANK, "alpha": 16, "scale": 10.0, "dropout": 
 
 FORMATS = {
     "kohya": Speech(
-        unet(flat("lora_unet_"), "linear", "1x1", "3x3", "tucker", "full", "full, linear", "diff_b", "norm", "bias"),
+        unet(
+            flat("lora_unet_"), "linear", "1x1", "3x3", "tucker", "full", "full, linear", "diff_b", "norm", "bias", "loha",
+            "loha, 3x3", "lokr",
+        ),
         ".lora_up.weight", ".lora_down.weight", scale=0.5, alpha=True, bias=".lora_up.bias",
     ),
     "diffusers": Speech(
@@ -196,6 +200,31 @@ def _tucker(made: Content, speech: Speech, place: Place, rng: np.random.Generato
     })  # fmt: skip
 
 
+def _loha(made: Content, speech: Speech, place: Place, rng: np.random.Generator, dtype: str) -> None:
+    """``dW = scale * (w1_a w1_b) * (w2_a w2_b)``, elementwise; kernels are flattened away in the file."""
+    out, width = place.shape[0], prod(place.shape[1:])
+    shapes = {"w1_a": (out, RANK), "w1_b": (RANK, width), "w2_a": (out, RANK), "w2_b": (RANK, width)}
+    w = _stored(made, place, "hada", shapes, speech.scale * RANK, rng, dtype)
+    made.products[place.name] = speech.scale * (w["w1_a"] @ w["w1_b"]) * (w["w2_a"] @ w["w2_b"])
+
+
+def _lokr(made: Content, speech: Speech, place: Place, rng: np.random.Generator, dtype: str) -> None:
+    """``dW = scale * kron(w1, w2_a w2_b)``."""
+    (out, width), small = place.shape, 8
+    shapes = {"w1": (small, small), "w2_a": (out // small, RANK), "w2_b": (RANK, width // small)}
+    w = _stored(made, place, "lokr", shapes, speech.scale * RANK, rng, dtype)
+    made.products[place.name] = speech.scale * np.kron(w["w1"], w["w2_a"] @ w["w2_b"])
+
+
+def _stored(
+    made: Content, place: Place, algo: str, shapes: dict[str, tuple[int, int]], alpha: float, rng: np.random.Generator, dtype: str
+) -> dict[str, np.ndarray]:  # fmt: skip
+    arrays = {name: rng.standard_normal(shape).astype(DTYPES[dtype]) for name, shape in shapes.items()}
+    made.tensors.update({f"{place.file}.{algo}_{name}": array for name, array in arrays.items()})
+    made.tensors[f"{place.file}.alpha"] = np.array(alpha, np.float32)
+    return {name: array.astype(np.float64) for name, array in arrays.items()}
+
+
 def _full(made: Content, speech: Speech, place: Place, rng: np.random.Generator, dtype: str) -> None:
     diff = rng.standard_normal(place.shape).astype(DTYPES[dtype])
     made.full[place.name] = diff.astype(np.float64).reshape(diff.shape[0], -1)
@@ -228,6 +257,7 @@ def _vector(
 
 _MAKERS = {
     "tucker": _tucker, "full": _full, "full, linear": _full, "diff_b": _diff_b, "bias": _bias, "norm": _norm,
+    "loha": _loha, "loha, 3x3": _loha, "lokr": _lokr,
 }  # fmt: skip
 
 

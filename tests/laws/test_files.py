@@ -22,8 +22,9 @@ each_module = pytest.mark.parametrize(
     # XLabs' modules are large: one number type will do.
     [(format, kind, dtype) for format, kind in CELLS for dtype in ("F16", "BF16", "F32") if format != "xlabs" or dtype == "F16"],
 )
-COPIED = [(format, kind) for format, kind in CELLS if kind != "tucker" and format != "mlx"]
-FACTORS = [(format, kind) for format, kind in CELLS if kind in ("linear", "1x1", "3x3", "tucker", "bias")]
+REWRITTEN = ("tucker", "loha", "loha, 3x3", "lokr")  # leave as plain LoRA
+COPIED = [(format, kind) for format, kind in CELLS if kind not in REWRITTEN and format != "mlx"]
+FACTORS = [(format, kind) for format, kind in CELLS if kind in ("linear", "1x1", "3x3", "bias", *REWRITTEN)]
 
 
 def saved(tmp_path, format, made: Content, name="input"):
@@ -43,8 +44,10 @@ def require_equal(path, made: Content, dtype: str, *, strength: float = 1.0, exa
         distance = np.linalg.norm(flattened(modules[spelt(name)].delta()) - strength * wanted)
         if name in made.factors:
             bound = allowed([(made.factors[name], strength)], dtype, 2.0**-52 if exact else 2.0**-22)
-        else:
+        elif name in made.full:
             bound = abs(strength) * np.linalg.norm(wanted) * ROUNDOFF[dtype]
+        else:  # products of two numbers, summed over ranks, in float32 at least
+            bound = abs(strength) * np.linalg.norm(wanted) * 2.0**-20
         assert distance <= bound, name
     vectors = {(spelt(name), what): vector for (name, what), vector in adapter.vectors.items()}
     assert set(vectors) == {(spelt(name), what) for name, what in made.vectors}
@@ -87,7 +90,7 @@ def test_saving_in_the_same_format_changes_nothing(tmp_path, format, kind, dtype
 @cells(COPIED)
 @each_dtype
 def test_saving_in_the_same_format_keeps_every_byte(tmp_path, format, kind, dtype):
-    """Except where a core is contracted, and in MLX, whose one scale for the whole file is folded into the factors."""
+    """Except where factors are multiplied out, and in MLX, whose one scale for the whole file goes into the factors."""
     made = content(format, kind, dtype)
     nplora.convert(nplora.load(saved(tmp_path, format, made)), output(tmp_path, format))
     written, _ = read(output(tmp_path, format))
@@ -151,5 +154,5 @@ def test_the_asked_number_type_is_written_and_costs_its_rounding_only(tmp_path, 
     twice = {"F32": 1, "F16": 2, "BF16": 2}[name]  # up and down are both rounded here
     adapter = nplora.load(output(tmp_path, format))
     for key, wanted in made.deltas.items():
-        bound = twice * allowed([(made.factors[key], 1.0)], name) if key in made.factors else np.linalg.norm(wanted) * 2**-8
+        bound = twice * allowed([(made.factors[key], 1.0)], name) if key in made.factors else np.linalg.norm(wanted) * 2**-6
         assert np.linalg.norm(flattened(adapter[key].delta()) - wanted) <= bound
