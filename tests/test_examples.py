@@ -53,7 +53,7 @@ def test_fuse(folder: Path) -> None:
 def test_inspect_pair(folder: Path) -> None:
     said = run("inspect_pair.py", "cat.safetensors", "twin.safetensors", folder=folder).splitlines()
     assert said[0] == "Stable Diffusion 1.x: 4 modules, Stable Diffusion 1.x: 4 modules"
-    assert said[1].startswith("Shared initialisation (100% overlap): mu = 0.5 acts as subject strength 0.67")
+    assert said[1].startswith("Shared initialisation (100 % overlap): mu = 0.5 acts as subject strength 0.67")
     assert len(said) == 2 + len(SD15)
     assert said[2].startswith("100.0%  unet.")
 

@@ -41,6 +41,7 @@ class Module:
     name: str
     update: Update
     origin: Origin
+    stored: Mapping[str, Tensor] = field(default_factory=dict)  # suffix -> tensor, where the factors are computed
 
     @property
     def component(self) -> str:

@@ -47,9 +47,18 @@ def _numbers(piece: Piece, dtype: np.dtype[Any], projected: NDArray[Any] | None,
             numbers if numbers.dtype.itemsize >= 4 else cast(np.ascontiguousarray(numbers), compute_dtype([band.dtype]))
         )
         numbers = wide * wide.dtype.type(piece.factor)
+    return rounded(numbers, dtype, band.key)
+
+
+def rounded(numbers: NDArray[Any], dtype: np.dtype[Any], key: str) -> NDArray[Any]:
+    """The numbers in the output's type, rounded once.
+
+    Raises:
+        OutputError: a finite number does not fit the type.
+    """
     if dtype == np.float16 and numbers.size and not fits_half(numbers):
         raise OutputError(
-            "a fused number does not fit fp16", key=band.key, expected="at most 65504", hint="Use --dtype bf16 or fp32."
+            "a fused number does not fit fp16", key=key, expected="at most 65504", hint="Use --dtype bf16 or fp32."
         )
     return cast(np.ascontiguousarray(numbers), dtype)
 

@@ -102,7 +102,9 @@ def fuse(subject: Adapter, style: Adapter, *, progress: Progress | None = None, 
     if values["strict"] and left_out:
         key, why = next(iter(left_out.items()))
         raise InputError(
-            f"{len(left_out)} keys would be left out ({why})", key=key, hint="Go on without --strict to allow it."
+            f"keys would be left out ({len(left_out)} in all; {why})",
+            key=key,
+            hint="Go on without --strict to allow it.",
         )
     return Fusion(subject, style, values, modules, left_out, tuple(notes), progress)
 

@@ -19,6 +19,12 @@ class LeftOut(dict[str, str]):
         super().__init__(other or {})
         self.known: set[tuple[str, str]] = set(other.known) if other is not None else set()
 
+    def account(self, role: str, keys: Iterable[str], consumed: Iterable[str]) -> None:
+        """Enter every key of an input that nothing consumed and no reason names: such a loss must be seen."""
+        named = {key for known, key in self.known if known == role}
+        lost = [key for key in keys if key not in named.union(consumed)]
+        self.add(role, lost, "nothing in nplora read it; please report this file")
+
     def add(self, role: str, keys: Iterable[str], why: str) -> None:
         """Enter keys of one input ("subject" or "style"), each once."""
         for key in keys:

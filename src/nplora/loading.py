@@ -104,7 +104,7 @@ def _size(group: Group) -> tuple[int | None, int | None]:
 def _not_an_adapter(file: TensorFile) -> InputError:
     keys = list(file.tensors)
     kind = (file.config or {}).get("peft_type")
-    got = f"{len(keys)} tensors" + (f" such as {keys[0]}" if keys else "")
+    got = f"tensors such as {keys[0]} ({len(keys)} in all)" if keys else "no tensors"
     if kind and kind != "LORA":
         return InputError(
             f"adapters of the kind {kind} are not made of low-rank factors", file=file.given, got=got,
@@ -115,6 +115,16 @@ def _not_an_adapter(file: TensorFile) -> InputError:
         expected="pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...)",
         got=got if keys else "no tensors at all", hint="Check that this is the adapter, not a model or an embedding.",
     )  # fmt: skip
+
+
+def _is_stored(update: Update) -> bool:
+    """Whether the update's matrices are those of the file (and not products of them)."""
+    matrices = (update.up, update.down) if isinstance(update, LowRank) else (getattr(update, "diff", None),)
+    return all(matrix is None or isinstance(matrix, Factor) for matrix in matrices)
+
+
+def _by_suffix(group: Group) -> dict[str, Tensor]:
+    return {group.suffixes[role]: tensor for role, tensor in group.tensors.items()}
 
 
 class _Reader:
@@ -140,11 +150,12 @@ class _Reader:
             for role, tensor in weights.tensors.items():
                 if role not in SCALE_ROLES and tensor.key not in update.keys:
                     self.unread[tensor.key] = f"no part of a {update.kind} module"
+            stored = {} if len(parts) > 1 or _is_stored(update) else _by_suffix(weights)
             if isinstance(update, Full) and "diff" in group.tensors and len(group.tensors["diff"].shape) == 1:
                 vectors["diff"] = group.tensors["diff"]  # a norm's or bias-like weight: no input side to project
             else:
                 pieces = [
-                    Module(f"{component}.{part.name}", self._with_kernel(piece, component, part), origin)
+                    Module(f"{component}.{part.name}", self._with_kernel(piece, component, part), origin, stored)
                     for part, piece in _split_update(update, parts, group)
                 ]
                 kept = [self._keep(piece) for piece in pieces]

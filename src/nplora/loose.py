@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .adapter import Adapter, Module, Origin, Vector
 from .adapters import Factor, Full, LowRank, Matrix, Opaque, Update
+from .assembly import rounded
 from .dense import fuse_dense
 from .formats import Spelling
 from .fused import Fused, FusedModule
@@ -19,28 +23,69 @@ from .naming import Naming
 from .pairing import partners
 from .plan import Plan, join
 from .projection import check_finite
-from .storage import Tensor, cast, numpy_dtype, wider
+from .storage import Tensor, numpy_dtype, wider
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one canonical module gives to a tensor of the file: its shape and type, and how to make its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    make: Callable[[], NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A tensor whose numbers are made when it is written, one at a time: dense updates would fill the memory."""
+
+    key: str
+    spelling: Spelling
+    shares: Mapping[str, Share]
+
+    @property
+    def dtype(self) -> str:
+        return wider(share.dtype for share in self.shares.values())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first, last = next(iter(self.shares.values())).shape, self.spelling.parts[-1].rows
+        return (last[1], *first[1:]) if last is not None and len(self.spelling.parts) > 1 else first
+
+    def read(self) -> NDArray[Any]:
+        dtype = numpy_dtype(self.dtype)
+        places = {part.name: part for part in self.spelling.parts}
+        if len(places) == 1:
+            (share,), (part,) = self.shares.values(), places.values()
+            numbers = rounded(share.make(), dtype, self.key).reshape(share.shape)
+            return np.roll(numbers, numbers.shape[0] // 2, axis=0) if part.swap else numbers
+        out = np.zeros(self.shape, dtype)
+        for name, share in self.shares.items():
+            rows = places[name].rows
+            assert rows is not None
+            out[rows[0] : rows[1]] = rounded(share.make(), dtype, self.key).reshape(share.shape)
+        return out
 
 
 @dataclass
 class Loose:
     """Tensors outside the plan, and keys that the output's format has no place for (key -> why)."""
 
-    tensors: list[Tensor] = field(default_factory=list)
+    tensors: list[Tensor | Computed] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)  # what the fusion left out already is among them
     added: list[str] = field(default_factory=list)  # biases and norms that were added up
     copied: list[str] = field(default_factory=list)  # foreign keys
-    pieces: dict[str, tuple[Spelling, dict[str, NDArray[np.generic]]]] = field(default_factory=dict)
+    pieces: dict[str, tuple[Spelling, dict[str, Share]]] = field(default_factory=dict)
 
-    def put(self, spelling: Spelling, suffix: str, name: str, numbers: NDArray[np.generic]) -> None:
-        """Keep the numbers of a canonical module for the tensor that its module of the file stores."""
+    def put(self, spelling: Spelling, suffix: str, name: str, share: Share) -> None:
+        """Keep the share of a canonical module for the tensor that its module of the file stores."""
         parts = self.pieces.setdefault(join(spelling.module, suffix), (spelling, {}))[1]
-        parts[name.partition(".")[2]] = numbers
+        parts[name.partition(".")[2]] = share
 
     def finish(self) -> None:
         """Make the tensors: rows of a fused projection in their places, halves as the file has them."""
-        for key, (spelling, parts) in self.pieces.items():
-            self.tensors.append(Tensor.of(key, _joined(spelling, parts)))
+        for key, (spelling, shares) in self.pieces.items():
+            self.tensors.append(Computed(key, spelling, shares))
 
 
 def loose_tensors(fusion: Fused, naming: Naming, plan: Plan) -> Loose:
@@ -48,31 +93,31 @@ def loose_tensors(fusion: Fused, naming: Naming, plan: Plan) -> Loose:
     loose = Loose(left_out=LeftOut(fusion.left_out))
     for module in fusion.modules.values():
         kinds = [member.update for member in module.modules]
-        if any(isinstance(kind, Opaque) for kind in kinds):
+        if any(isinstance(kind, Opaque) for kind in kinds) or carried_whole(module, naming):
             _carry(*_by_role(module)[0], naming, loose)
         elif any(isinstance(kind, Full) for kind in kinds):
             _full(module, fusion.parameters, naming, loose)
     _vectors(fusion, naming, plan, loose)
     loose.finish()
     _others(fusion, naming, plan, loose)
+    for role, adapter in fusion.inputs.items():
+        if adapter.file is not None:
+            loose.left_out.account(role, adapter.file.tensors, _consumed(fusion, role, adapter))
     return loose
 
 
-def _joined(spelling: Spelling, parts: Mapping[str, NDArray[np.generic]]) -> NDArray[np.generic]:
-    places = {part.name: part for part in spelling.parts}
-    first = next(iter(parts.values()))
-    if len(places) == 1:
-        (part,) = places.values()
-        return np.roll(first, first.shape[0] // 2, axis=0) if part.swap else first
-    dtype = np.result_type(*(numbers.dtype for numbers in parts.values()))
-    last = spelling.parts[-1].rows
-    assert last is not None
-    out = np.zeros((last[1], *first.shape[1:]), dtype)
-    for name, numbers in parts.items():
-        rows = places[name].rows
-        assert rows is not None
-        out[rows[0] : rows[1]] = cast(numbers, dtype)
-    return out
+def _consumed(fusion: Fused, role: str, adapter: Adapter) -> set[str]:
+    """Keys of one input that stand behind a module, a bias or a norm of the output, or were copied."""
+    keys = {
+        key
+        for module in fusion.modules.values()
+        for who, member in _by_role(module)
+        if who == role
+        for key in member.keys
+    }
+    for vector in adapter.vectors.values():
+        keys.update((vector.tensor.key, *vector.origin.scale_keys))
+    return keys.union(adapter.others)
 
 
 def _spelling(name: str, origin: Origin, naming: Naming) -> Spelling | None:
@@ -82,11 +127,20 @@ def _spelling(name: str, origin: Origin, naming: Naming) -> Spelling | None:
     return naming.format.spell(component, path, naming.layout)
 
 
+def carried_whole(module: FusedModule, naming: Naming) -> bool:
+    """Whether a LoHa, LoKr or Tucker module that nothing changes keeps its own small tensors, byte for byte."""
+    members = _by_role(module)
+    if len(members) != 1 or not naming.format.carries_kinds or naming.dtype is not None:
+        return False
+    (role, member) = members[0]
+    return bool(member.stored) and module.strengths[role == "style"] == 1.0
+
+
 def _carry(role: str, module: Module, naming: Naming, loose: Loose) -> None:
-    assert isinstance(module.update, Opaque)
     spelling = _spelling(module.name, module.origin, naming)
     name = spelling.module if spelling is not None and len(spelling.parts) == 1 else None
-    for suffix, tensor in module.update.parts.items():
+    stored = module.update.parts if isinstance(module.update, Opaque) else module.stored
+    for suffix, tensor in stored.items():
         if name is None:
             why = f"{naming.format.title} has no name for this {module.update.kind} module"
             loose.left_out.add(role, [tensor.key], why)
@@ -105,17 +159,20 @@ def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loo
                 check_finite(matrix, module.name)
     if spelling is None or naming.format.name in ("diffusers", "peft"):
         return
-    if len(module.modules) == 2:
-        dense = fuse_dense(
-            module.subject.update, module.style.update, module.strengths,  # type: ignore[union-attr]
-            values["mu"], values["directions"], str(values["side"]),  # type: ignore[arg-type]
-        )  # fmt: skip
-    else:
-        dense = module.strengths[0 if module.subject else 1] * first.update.delta()
     stored = [matrix.dtype for member in module.modules for matrix in _matrices(member.update)]
-    dtype = naming.dtype or wider(stored)
-    shape = (dense.shape[0], -1, *first.update.kernel) if first.update.kernel else dense.shape
-    loose.put(spelling, ".diff", module.name, cast(dense.reshape(shape), numpy_dtype(dtype)))
+    (out, width), kernel = first.update.size or (0, 0), first.update.kernel
+    shape = (out, width // prod(kernel), *kernel) if kernel else (out, width)
+    share = Share(shape, naming.dtype or wider(stored), partial(_dense, module, values))
+    loose.put(spelling, ".diff", module.name, share)
+
+
+def _dense(module: FusedModule, values: Mapping[str, Any]) -> NDArray[np.float64]:
+    if len(module.modules) == 1:
+        return module.strengths[0 if module.subject else 1] * module.update.delta()
+    return fuse_dense(
+        module.subject.update, module.style.update, module.strengths,  # type: ignore[union-attr]
+        values["mu"], values["directions"], str(values["side"]),
+    )  # fmt: skip
 
 
 def _by_role(module: FusedModule) -> list[tuple[str, Module]]:
@@ -140,7 +197,7 @@ def _vectors(fusion: Fused, naming: Naming, plan: Plan, loose: Loose) -> None:
     )
     components = fusion.parameters["components"]
     theirs = {} if fusion.style is None else partners(_modules_of(fusion.style), _modules_of(fusion.subject))
-    targets: dict[tuple[str, str], list[_Share]] = {}
+    targets: dict[tuple[str, str], list[_Weighted]] = {}
     for role, adapter in fusion.inputs.items():
         for (name, what), vector in adapter.vectors.items():
             if components is not None and name.partition(".")[0] not in components:
@@ -149,7 +206,7 @@ def _vectors(fusion: Fused, naming: Naming, plan: Plan, loose: Loose) -> None:
                 loose.left_out.add(role, [vector.tensor.key], f"{role} strength is 0")
             else:
                 module = theirs.get(name, name) if role == "style" else name
-                targets.setdefault((module, what), []).append(_Share(role, strengths[role] * vector.scale, vector))
+                targets.setdefault((module, what), []).append(_Weighted(role, strengths[role] * vector.scale, vector))
     for (_, what), shares in targets.items():
         if not fusion.parameters["allow_nonfinite"]:
             for share in shares:
@@ -162,13 +219,13 @@ def _modules_of(adapter: Adapter) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
+class _Weighted:
     role: str
     weight: float
     vector: Vector
 
 
-def _vector(module: str, what: str, shares: list[_Share], naming: Naming, plan: Plan, loose: Loose) -> None:
+def _vector(module: str, what: str, shares: list[_Weighted], naming: Naming, plan: Plan, loose: Loose) -> None:
     first = shares[0].vector
     spelling = _spelling(module, first.origin, naming)
     if spelling is None and module in plan.unnamed:
@@ -181,18 +238,21 @@ def _vector(module: str, what: str, shares: list[_Share], naming: Naming, plan: 
         return
     weights = [share.weight / factor for share in shares]
     if len(shares) == 1 and weights[0] == 1.0 and naming.dtype in (None, first.tensor.dtype):
-        total = first.tensor.read()
+        total = Share(first.tensor.shape, first.tensor.dtype, first.tensor.read)
     else:
         dtype = naming.dtype or wider(share.vector.tensor.dtype for share in shares)
-        arrays = [share.vector.tensor.read().astype(np.float64) for share in shares]
-        scaled = [weight * array for weight, array in zip(weights, arrays, strict=True)]
-        total = cast(np.sum(scaled, axis=0), numpy_dtype(dtype))
+        total = Share(first.tensor.shape, dtype, partial(_sum, weights, [share.vector.tensor for share in shares]))
     suffix = (
         first.origin.suffixes.get(first.role) if naming.keep and first.origin.format == naming.format.name else None
     )
     loose.put(spelling, suffix or _VECTOR_SUFFIX[role], module, total)
     if len(shares) > 1:
         loose.added.append(f"{module} ({what})")
+
+
+def _sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> NDArray[np.float64]:
+    scaled = [weight * tensor.read().astype(np.float64) for weight, tensor in zip(weights, tensors, strict=True)]
+    return np.asarray(np.sum(scaled, axis=0))
 
 
 _VECTOR_SUFFIX = {

@@ -17,6 +17,8 @@ from .plan import OutputModule, strand_of
 from .projection import Job
 from .storage import WRITABLE
 
+DIFFUSERS_COMPONENTS = ("unet.", "transformer.", "prior.", "text_encoder.", "text_encoder_2.", "text_encoder_3.")
+
 
 @dataclass
 class Naming:
@@ -72,6 +74,12 @@ def resolve_naming(adapters: Sequence[Adapter], format: str, dtype: str) -> Nami
         naming = Naming(all_formats()[format], layout, layout is None, kind)
     else:
         raise UsageError(f"unknown format {format!r}", expected="same or kohya or diffusers or peft")
+    paths = [name.partition(".")[2] for adapter in adapters for name in adapter if name.startswith("unknown.")]
+    if format == "diffusers" and any(path.startswith(DIFFUSERS_COMPONENTS) for path in paths):
+        raise UsageError(
+            "a module's own name would be taken for a component of a diffusers pipeline", key=paths[0],
+            hint="The base model is not known: use --format same or --format peft.",
+        )  # fmt: skip
     if naming.format.name != "peft":
         return naming
     # A PEFT folder's paths must be those of the user's model, whatever the table says.

@@ -19,7 +19,7 @@ from .assembly import assemble
 from .errors import InputError
 from .formats import Written
 from .fused import Fused, FusedModule
-from .loose import loose_tensors
+from .loose import carried_whole, loose_tensors
 from .naming import resolve_naming, target_path
 from .plan import Band, Plan, plan_modules
 from .projection import BATCH_ELEMENTS, Job, Overlap, check_finite, stream
@@ -39,7 +39,7 @@ def save_fusion(
     low_rank = [
         naming.output_module(module.name, _members(module), module.job)
         for module in fusion.modules.values()
-        if all(isinstance(member.update, LowRank) for member in module.modules)
+        if all(isinstance(member.update, LowRank) for member in module.modules) and not carried_whole(module, naming)
     ]
     plan = plan_modules(low_rank, naming.format, naming.layout, naming.dtype)
     loose = loose_tensors(fusion, naming, plan)
@@ -47,10 +47,12 @@ def save_fusion(
     if fusion.parameters["strict"] and left_out:
         key, why = next(iter(left_out.items()))
         raise InputError(
-            f"{len(left_out)} keys would be left out ({why})", key=key, hint="Go on without --strict to allow it."
+            f"keys would be left out ({len(left_out)} in all; {why})",
+            key=key,
+            hint="Go on without --strict to allow it.",
         )
     table, dropped = words.merged({role: adapter.metadata for role, adapter in inputs.items()})
-    target = Target(file, naming, plan, loose, table)
+    target = Target(file, naming, plan, loose, table, {"format": format, "dtype": dtype})
     _describe(target, file.stem if file.stem != "adapter_model" else Path(path).name, inputs)
     report = _write(target, fusion, inputs, overwrite)
     report.update(left_out=dict(left_out), dropped_metadata=dropped, output=os.fspath(path), format=naming.format.name)

@@ -79,22 +79,20 @@ def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = ()) -> s
     if summary.regime == "shared":
         if math.isinf(mu):
             return (
-                f"Shared initialisation ({summary.rho:.0%} overlap): mu = inf deletes the subject in the common "
+                f"Shared initialisation ({percent(summary.rho)} overlap): mu = inf deletes the subject in the common "
                 "modules; use a finite mu, or addition with a lower subject strength."
             )
         return (
-            f"Shared initialisation ({summary.rho:.0%} overlap): mu = {shown} acts as subject strength "
+            f"Shared initialisation ({percent(summary.rho)} overlap): mu = {shown} acts as subject strength "
             f"{kept_strength(mu):.2f}; plain addition at that strength gives the same."
         )
+    found = f"{percent(summary.rho)} overlap, chance is {percent(summary.chance)}"
     if summary.regime == "unrelated":
         return (
-            f"Unrelated runs ({summary.rho:.1%} overlap, chance is {summary.chance:.1%}): mu = {shown} changes the "
-            f"subject by {percent(change(summary.rho, mu))}; the result is nearly plain addition."
+            f"Unrelated runs ({found}): mu = {shown} changes the subject by {percent(change(summary.rho, mu))}; the "
+            "result is nearly plain addition."
         )
-    text = (
-        f"Mixed ({summary.rho:.0%} overlap, chance is {summary.chance:.1%}): mu = {shown} keeps "
-        f"{matched_strength(summary.rho, mu):.0%} of the subject's norm"
-    )
+    text = f"Mixed ({found}): mu = {shown} keeps {percent(matched_strength(summary.rho, mu))} of the subject's norm"
     most = leading(overlaps)
     return f"{text}; it acts most in {', '.join(overlap.name for overlap in most)}." if most else text + "."
 

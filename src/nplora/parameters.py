@@ -71,7 +71,7 @@ class Parameter:
 def _interval(low: float, high: float) -> str:
     if math.isinf(low) and math.isinf(high):
         return "(any finite one)"
-    return f"from {low:g} to {'inf (which is allowed)' if math.isinf(high) else format(high, 'g')}"
+    return f"from {low:g} to {'inf' if math.isinf(high) else format(high, 'g')}"
 
 
 def _number(parameter: Parameter, value: Value) -> float:

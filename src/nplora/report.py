@@ -50,25 +50,22 @@ def recipe(
         for role, adapter in fusion.inputs.items()
     }
     if fusion.style is None:
-        text = words.recipe_text(inputs, "convert", _written(fusion, target), {})
-        return {words.RECIPE: text}
+        written = {"format": target.naming.format.name}
+        return {words.RECIPE: words.recipe_text(inputs, "convert", _written(fusion, target), written)}
     mu = float(fusion.parameters["mu"])
     if overlaps is None:  # reserve room: numbers of full length
         found: dict[str, Any] = {**results(Summary(0.123456, 0.123456, 1.0, 1.0, 10**6), mu), "sentence": "x" * 400}
     else:
         summary = summarise(overlaps.values())
         found = {**results(summary, mu), "sentence": sentence(summary, mu, list(overlaps.values()))}
+    found["format"] = target.naming.format.name
     return {words.RECIPE: words.recipe_text(inputs, fusion.method.name, _written(fusion, target), found)}
 
 
 def _written(fusion: Fused, target: Target) -> dict[str, object]:
-    skipped = ("strict", "allow_nonfinite", "device")  # they change no number
+    skipped = ("strict", "allow_nonfinite")  # they change no number
     values = {name: value for name, value in fusion.parameters.items() if name not in skipped}
-    return {**values, "format": target.naming.format.name, "dtype": _dtype_name(target.naming.dtype)}
-
-
-def _dtype_name(dtype: str | None) -> str:
-    return {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}.get(dtype or "", "same")
+    return {**values, **target.asked}
 
 
 def _name(path: str) -> str:
@@ -134,6 +131,5 @@ def _module_counts(fusion: Fused) -> dict[str, Any]:
 
 def _key_counts(fusion: Fused, target: Target) -> dict[str, int]:
     total = sum(len(adapter.file.tensors) for adapter in fusion.inputs.values() if adapter.file is not None)
-    left = len(target.loose.left_out)
-    copied = len(target.loose.copied)
+    left, copied = len(target.loose.left_out), len(target.loose.copied)
     return {"read": total, "used": total - left - copied, "copied": copied, "left out": left}

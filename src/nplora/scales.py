@@ -38,7 +38,10 @@ class Scales:
         scale, source = self._find(group, component, path, rank)
         self._counts[source] += 1
         if not math.isfinite(scale):
-            raise group.error("the scale is not finite", "alpha" if "alpha" in group.tensors else None, got=scale)
+            raise group.error(
+                "the scale is not finite", "alpha" if "alpha" in group.tensors else None, got=scale,
+                hint="The file is damaged: get the original.",
+            )  # fmt: skip
         return scale, source
 
     def _find(self, group: Group, component: str, path: str, rank: int | None) -> tuple[float, str]:

@@ -19,6 +19,7 @@ class Target:
     plan: Plan
     loose: Loose
     metadata: dict[str, str]
+    asked: dict[str, str]  # format and dtype as the user asked for them: what a rerun needs
     beside: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -193,7 +193,7 @@ def test_compare_sees_one_initialisation(nplora: Nplora, tmp_path: Path) -> None
     make(tmp_path / "a.safetensors", seed=1)
     make(tmp_path / "b.safetensors", seed=2, down_seed=1)
     out = nplora("compare a.safetensors b.safetensors").out
-    assert out.startswith("Shared initialisation (100% overlap): mu = 0.5 acts as subject strength 0.67")
+    assert out.startswith("Shared initialisation (100 % overlap): mu = 0.5 acts as subject strength 0.67")
     assert "median cosine 1.00: both trainings started from the same numbers (one trainer, one seed)" in out
 
 

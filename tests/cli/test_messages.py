@@ -36,9 +36,9 @@ USAGE = {
     "verify": "Missing argument 'OUTPUT'. See `nplora verify --help`.",
     f"{FUSE} extra": "Got unexpected extra argument (extra). See `nplora fuse --help`.",
     f"{FUSE} --mu": "Option '--mu' requires an argument. See `nplora fuse --help`.",
-    f"{FUSE} --mu -1": f"mu is out of range: expected a number from 0 to inf (which is allowed), got '-1'. {MU}",
-    f"{FUSE} --mu nan": f"mu is out of range: expected a number from 0 to inf (which is allowed), got 'nan'. {MU}",
-    f"{FUSE} --mu much": f"mu is out of range: expected a number from 0 to inf (which is allowed), got 'much'. {MU}",
+    f"{FUSE} --mu -1": f"mu is out of range: expected a number from 0 to inf, got '-1'. {MU}",
+    f"{FUSE} --mu nan": f"mu is out of range: expected a number from 0 to inf, got 'nan'. {MU}",
+    f"{FUSE} --mu much": f"mu is out of range: expected a number from 0 to inf, got 'much'. {MU}",
     f"{FUSE} --directions 0": (
         'directions is out of range: expected "all", a count such as 4, or a share of the energy such as 0.95, got '
         '\'0\'. '
@@ -146,7 +146,7 @@ BROKEN = {
     ),
     "alpha infinite": (
         lambda: tensors(modules=ONE, alpha=float("inf")),
-        f"bad.safetensors: {Q}.alpha: the scale is not finite: got inf.",
+        f"bad.safetensors: {Q}.alpha: the scale is not finite: got inf. The file is damaged: get the original.",
     ),
     "alphas": (
         lambda: tensors(modules=ONE) | {f"{Q}.alpha": np.zeros(2, np.float16)},
@@ -175,7 +175,7 @@ BROKEN = {
             "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, "
             "lora_A/lora_B, "
             "...), got "
-            "1 tensors such as conv_in.weight. Check that this is the adapter, not a model or an embedding."
+            "tensors such as conv_in.weight (1 in all). Check that this is the adapter, not a model or an embedding."
         ),
     ),
     "nothing": (
@@ -263,13 +263,13 @@ def test_nan(refused: Nplora, nplora: Nplora, tmp_path: Path) -> None:
 def test_strict(refused: Nplora, tmp_path: Path) -> None:
     make(tmp_path / "odd.safetensors", modules=SD15, seed=1, extra={"extra": np.ones(2, np.float32)})
     assert refused("fuse odd.safetensors ink.safetensors -o out.safetensors --strict") == (
-        3, ("extra: 1 keys would be left out (a foreign key would keep readers of kohya / sd-scripts from loading the "
+        3, ("extra: keys would be left out (1 in all; a foreign key would keep readers of kohya / sd-scripts from loading the "
         "file). "
         "Go on without --strict to allow it."),
     )  # fmt: skip
     key = "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight"
     assert refused(f"{FUSE} --strict --components unet") == (
-        3, f"{key}: 3 keys would be left out (not among --components). Go on without --strict to allow it."
+        3, f"{key}: keys would be left out (3 in all; not among --components). Go on without --strict to allow it."
     )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def package_metadata(path: Path) -> str:
                 '"np", '
                 '"parameters": {"mu": -1}}'
             ),
-            "the recipe in the header cannot be read: expected a number from 0 to inf (which is allowed), got -1",
+            "the recipe in the header cannot be read: expected a number from 0 to inf, got -1",
         ),
     ],
 )

@@ -100,18 +100,14 @@ def read(kind: str, state: Mapping[str, torch.Tensor]) -> tuple[Deltas, list[str
     """What ComfyUI adds to each weight of a model, and the keys that it leaves."""
     shapes, deltas, left = modules_of(tiny_pipeline(kind)), {}, set(state)
     for module, weight in key_map(kind).items():
-        for up, down, mid in SUFFIXES:
-            if module + up in state:
-                taken = {module + suffix for suffix in (up, down, mid, ".alpha") if suffix and module + suffix in state}
-                left -= taken
-                delta = _delta(
-                    *(state.get(module + suffix) if suffix else None for suffix in (up, down, mid, ".alpha"))
-                )
-                if _fits(delta, [shapes[part] for part in weight.parts]):
-                    deltas |= _split(delta, weight, shapes)
-                else:  # a message, and the module is skipped
-                    left |= taken
-                break
+        suffixes = next((found for found in SUFFIXES if module + found[0] in state), None)
+        if suffixes is None:
+            continue
+        keys = [module + suffix if suffix else "" for suffix in (*suffixes, ".alpha")]
+        delta = _delta(*map(state.get, keys))
+        if _fits(delta, [shapes[part] for part in weight.parts]):  # else a message, and the module is skipped
+            deltas |= _split(delta, weight, shapes)
+            left.difference_update(keys)
     return deltas, sorted(left)
 
 

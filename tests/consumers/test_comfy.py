@@ -20,11 +20,10 @@ from consumers.roundtrip import Input, dense, tensors
 pytestmark = pytest.mark.consumer
 
 SD15 = r"unet\.(conv_in|down_blocks\.0\.(attentions\.0|resnets\.0\.(conv|time)|downsamplers)|up_blocks\.0\.upsamplers)"
-SDXL = (
-    r"unet\.(conv_out|add_embedding|down_blocks\.1\.(attentions\.0|resnets\.0\.conv_shortcut)|up_blocks\.1\.upsamplers)"
-)
+SDXL = r"unet\.(conv_out|add_embedding|down_blocks\.1\.(attentions\.0|resnets\.0\.conv_s)|up_blocks\.1\.upsamplers)"
 TEXT = r"text_encoder(_2)?\.text_model\.encoder\.layers\.0\.self_attn"
-DOUBLE = r"transformer\.transformer_blocks\.0\.(attn\.|norm1_context)"
+IMAGE = r"transformer\.transformer_blocks\.0\.attn\.to_"
+JOINT = r"transformer\.transformer_blocks\.0\.attn\.(to_[qkv]|to_add|add_)"
 HEADS = r"transformer\.(proj_out|x_embedder|norm_out|context_embedder|time_text_embed\.guidance_embedder)"
 
 TAKEN = {
@@ -39,13 +38,13 @@ TAKEN = {
     "SDXL kohya with diffusers names": (
         "sdxl-wide", Input("kohya", SDXL + ".*attn"), Input("kohya", SDXL + ".*attn2", (2, 8)), "auto"),
     "FLUX.1 kohya": (
-        "flux1-wide", Input("kohya-flux1", f"{DOUBLE}|{TEXT}"), Input("diffusers", f"{DOUBLE}|{TEXT}", (2, 8)), "kohya"),
+        "flux1-wide", Input("kohya-flux1", JOINT), Input("diffusers", f"{IMAGE}[qk]|{TEXT}", (2, 8)), "kohya"),
     "FLUX.1 kohya, the modules around the blocks": (
         "flux1-wide", Input("diffusers", HEADS), Input("diffusers", HEADS, (2, 8)), "kohya"),
     "FLUX.1 OneTrainer": (
-        "flux1-wide", Input("onetrainer", DOUBLE + "to_q"), Input("onetrainer", DOUBLE + "to_[qk]"), "auto"),
+        "flux1-wide", Input("onetrainer", IMAGE + "q"), Input("onetrainer", IMAGE + "[qk]"), "auto"),
     "FLUX.1 diffusers": (
-        "flux1-wide", Input("kohya-flux1", DOUBLE), Input("diffusers", f"{DOUBLE}to_|{HEADS}", (2, 8)), "diffusers"),
+        "flux1-wide", Input("kohya-flux1", IMAGE), Input("diffusers", f"{IMAGE}q|{HEADS}", (2, 8)), "diffusers"),
 }  # fmt: skip
 
 
@@ -60,7 +59,7 @@ def test_comfyui_takes_the_whole_file(kind, subject, style, format, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sd15-wide", "sdxl-wide"])
-def test_comfyui_does_not_find_lora_a_keys_of_an_sd_unet(kind, tmp_path):
+def test_comfyui_does_not_find_lora_a_keys_of_an_sd_unet(kind):
     """So SD and SDXL files for ComfyUI have kohya's names."""
     state = writer.lora_state(Input("diffusers", r"unet\.mid_block\..*attn2").spec(kind, 1), "diffusers")
     assert comfy_rules.read(kind, state) == ({}, sorted(state))
@@ -73,7 +72,5 @@ def test_the_rules_see_a_key_that_is_left_and_a_shape_that_does_not_fit():
     state |= {f"{stem}.lora_up.weight": torch.zeros(3, 4), "bundle_emb.cat.clip_l": torch.zeros(1)}
     deltas, left = comfy_rules.read("sd15-wide", state)
     assert list(deltas) == ["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"]
-    assert left == [
-        "bundle_emb.cat.clip_l",
-        *(f"{stem}.{role}" for role in ("alpha", "lora_down.weight", "lora_up.weight")),
-    ]
+    roles = ("alpha", "lora_down.weight", "lora_up.weight")
+    assert left == ["bundle_emb.cat.clip_l", *(f"{stem}.{role}" for role in roles)]

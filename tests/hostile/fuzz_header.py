@@ -1,4 +1,4 @@
-"""Fuzz target for what opens a file: whatever the bytes, nothing but InputError may come out.
+"""Fuzz target for what opens and fuses a file: whatever the bytes, nothing but NploraError may come out.
 
     PYTHONPATH=tests python -m hostile.fuzz_header --seconds 300
 
@@ -12,14 +12,18 @@ import argparse
 import json
 import random
 import re
+import struct
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
-from nplora.errors import InputError
+import nplora
+from nplora.errors import NploraError
 from nplora.storage.tensors import TensorFile
 
 from .crafting import assemble, padded, tensor
@@ -35,9 +39,21 @@ def open_and_read(path: Path) -> None:
     json.dumps([*file.tensors, dict(file.header.metadata)], ensure_ascii=False).encode()
 
 
+def load_and_fuse(path: Path) -> None:
+    """Key detection, kinds and scales; then the file fused with itself, in its own naming and in another one."""
+    adapter = nplora.load(path)
+    if any(prod(module.update.size or (1,)) > MAX_PRODUCT for module in adapter.values()):
+        return  # tiny tensors may stand for a large weight: honest, but slow
+    for format in ("auto", "kohya"):
+        fusion = nplora.fuse(adapter, adapter, format=format)
+        fusion.save(path.with_name("fused.safetensors"), overwrite=True)
+        nplora.load(path.with_name("fused.safetensors"))
+
+
 EntryPoint = Callable[[Path], object]
-# What is fuzzed. Key detection joins by one more function that takes a path.
-ENTRY_POINTS: list[EntryPoint] = [open_and_read]
+# What is fuzzed: functions that take a path.
+ENTRY_POINTS: list[EntryPoint] = [open_and_read, load_and_fuse]
+MAX_PRODUCT = 1 << 16
 
 
 def _pair(name: str, down: str = "lora_down.weight", up: str = "lora_up.weight", rank: int = 2) -> dict[str, object]:
@@ -49,8 +65,66 @@ def _pair(name: str, down: str = "lora_down.weight", up: str = "lora_up.weight",
     }
 
 
+def _file(shapes: dict[str, tuple[int, ...]], **metadata: str) -> bytes:
+    """A valid file of float32 numbers between -1 and 1."""
+    random_, header, position = random.Random(len(shapes)), {}, 0
+    for key, shape in shapes.items():
+        header[key] = tensor(position, position + 4 * prod(shape), shape=list(shape))
+        position += 4 * prod(shape)
+    data = struct.pack(f"<{position // 4}f", *(random_.uniform(-1, 1) for _ in range(position // 4)))
+    return assemble({"__metadata__": metadata, **header} if metadata else header, data)
+
+
+def _suffixed(names: Sequence[str], **shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.{role.replace('__', '.')}": shape for name in names for role, shape in shapes.items()}
+
+
+DOWN, UP = (2, 4), (6, 2)
+BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+KOHYA = ("lora_unet_" + BLOCK.replace(".", "_"), "lora_te_text_model_encoder_layers_0_mlp_fc1")
+CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
+HADA = {"hada_w1_a": (6, 2), "hada_w1_b": (2, 4), "hada_w2_a": (6, 2), "hada_w2_b": (2, 4), "alpha": ()}
+TUCKER = {"hada_w1_a": (2, 6), "hada_w2_a": (2, 6), "hada_w1_b": (2, 4), "hada_w2_b": (2, 4)}
+CORES = {"hada_t1": (2, 2, 3, 3), "hada_t2": (2, 2, 3, 3)}
+# Adapters as trainers name them, with small numbers of rows.
+ADAPTERS: list[bytes] = [
+    _file(_suffixed(KOHYA, lora_down__weight=DOWN, lora_up__weight=UP, alpha=()), ss_network_dim="2"),
+    _file(
+        _suffixed([CONV], lora_down__weight=(2, 4, 1, 1), lora_mid__weight=(2, 2, 3, 3), lora_up__weight=(6, 2, 1, 1))
+    ),
+    _file(_suffixed(["unet." + BLOCK], lora_A__weight=DOWN, lora_B__weight=UP, lora_B__bias=(6,), alpha=())),
+    _file(_suffixed(["unet." + BLOCK], lora__down__weight=DOWN, lora__up__weight=UP)),
+    _file(
+        {f"unet.{BLOCK[:-5]}.processor.to_q_lora.{side}.weight": shape for side, shape in (("down", DOWN), ("up", UP))}
+    ),
+    _file(
+        _suffixed(["base_model.model.layers.0.q_proj"], lora_A__weight=DOWN, lora_B__weight=UP),
+        lora_adapter_metadata='{"r": 2, "lora_alpha": 4, "rank_pattern": {}}',
+    ),
+    _file(_suffixed(["base_model.model.q"], lora_A__default__weight=DOWN, lora_B__default__weight=UP)),
+    _file(_suffixed(["model.layers.0.self_attn.q_proj"], lora_a=(4, 2), lora_b=(2, 6))),
+    _file(_suffixed(KOHYA, **HADA)),
+    _file(_suffixed([CONV], **TUCKER, **CORES)),
+    _file(_suffixed(KOHYA, lokr_w1=(2, 2), lokr_w2=(3, 2), alpha=())),
+    _file(_suffixed(KOHYA, lokr_w1=(2, 2), lokr_w2_a=(3, 1), lokr_w2_b=(1, 2), alpha=())),
+    _file(
+        _suffixed([CONV], lokr_w1_a=(2, 1), lokr_w1_b=(1, 2), lokr_w2_a=(1, 3), lokr_w2_b=(1, 2), lokr_t2=(1, 1, 3, 3))
+    ),
+    _file(_suffixed(KOHYA, diff=(6, 4), diff_b=(6,)) | _suffixed(["lora_unet_norm"], w_norm=(6,), b_norm=(6,))),
+    _file(_suffixed(KOHYA, lora_down__weight=DOWN, lora_up__weight=UP, dora_scale=(6, 1), alpha=())),
+    _file(_suffixed(["double_blocks.0.processor.qkv_lora1"], down__weight=(2, 4), up__weight=(12, 2))),
+    _file(
+        _suffixed(["lora_unet_double_blocks_0_img_attn_qkv"], lora_down__weight=DOWN, lora_up__weight=(9, 2), alpha=())
+    ),
+    _file({f"unet:{index}:{side}": shape for index in (0, 1) for side, shape in (("down", DOWN), ("up", UP))}),
+    _file({f"w_{side}_00{index}": shape for index in (0, 1) for side, shape in (("a", DOWN), ("b", UP))}),
+    _file(_suffixed(KOHYA, oft_blocks=(2, 2, 2), alpha=())),
+    _file(_suffixed(KOHYA, on_input=(4,))),
+]
+
 # Valid files to start from, in several namings, so that key detection has something to misread.
 SEEDS: list[bytes] = [
+    *ADAPTERS,
     assemble({}, b""),
     padded(640),
     assemble({"__metadata__": {"format": "pt", "ss_network_dim": "2"}, "a": tensor(), "b": tensor(8, 8, shape=[0])}),
@@ -71,7 +145,9 @@ TOKENS = (
 )  # fmt: skip
 SUFFIXES = (
     ".alpha", ".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".lora_A.weight", ".lora_B.weight",
-    ".lora_B.bias", ".diff", ".diff_b", ".hada_w1_a", ".lokr_w1", ".dora_scale", ".oft_blocks", ":0:up", "", "\x1b[2J",
+    ".lora_B.bias", ".diff", ".diff_b", ".hada_w1_a", ".hada_w2_b", ".hada_t1", ".lokr_w1", ".lokr_w1_b", ".lokr_w2",
+    ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".dora_scale", ".oft_blocks", ".scale", ".w_norm", ".lora_a", ".lora.up.weight",
+    ":0:up", "", "\x1b[2J",
 )  # fmt: skip
 
 
@@ -151,7 +227,7 @@ def try_file(data: bytes, path: Path, findings: Findings, entry_points: Sequence
         try:
             entry_point(path)
             kind = "accepted"
-        except InputError as error:
+        except NploraError as error:
             str(error).encode()  # a message that cannot be printed is a crash of its own
             kind = re.sub(r"[0-9]+", "0", error.problem)
         except Exception as error:  # noqa: BLE001 - any other exception is what is looked for
@@ -194,7 +270,7 @@ def _fuzz_guided(seconds: float, seed: int) -> None:
             for entry_point in ENTRY_POINTS:
                 try:
                     entry_point(path)
-                except InputError as error:
+                except NploraError as error:
                     str(error).encode()
 
         def mutator(data: bytes, size: int, number: int) -> bytes:
@@ -213,6 +289,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plain", action="store_true", help="do without atheris even where it is installed")
     arguments = parser.parse_args()
+    warnings.simplefilter("error")  # as in the tests
     if not arguments.plain:
         try:
             return _fuzz_guided(arguments.seconds, arguments.seed) or 0

@@ -105,9 +105,18 @@ def fingerprint(array):
 
 
 @each_dtype
-def test_a_contracted_core_is_float32_so_that_its_products_fit(tmp_path, dtype):
+def test_a_core_that_nothing_changes_keeps_its_own_tensors(tmp_path, dtype):
     made = content("kohya", "tucker", dtype)
     nplora.convert(nplora.load(saved(tmp_path, "kohya", made)), output(tmp_path, "kohya"))
+    written, _ = read(output(tmp_path, "kohya"))
+    assert written["lora_unet_conv_in.lora_mid.weight"].tobytes() == made.tensors["lora_unet_conv_in.lora_mid.weight"].tobytes()
+    require_equal(output(tmp_path, "kohya"), made, dtype)
+
+
+@each_dtype
+def test_a_contracted_core_is_float32_so_that_its_products_fit(tmp_path, dtype):
+    made = content("kohya", "tucker", dtype)
+    nplora.convert(nplora.load(saved(tmp_path, "kohya", made)), output(tmp_path, "kohya"), dtype="fp32")
     written, _ = read(output(tmp_path, "kohya"))
     down = written["lora_unet_conv_in.lora_down.weight"]
     assert (down.dtype, down.shape) == (np.float32, (3, 4, 3, 3))

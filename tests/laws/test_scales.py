@@ -77,8 +77,8 @@ def test_alphas_missing_in_half_of_the_modules_are_said(tmp_path, module):
             "alpha is 0, which programs read in two ways (off in ComfyUI and A1111, full strength in kohya): expected a "
             "positive number. Set it to 4 for full strength, or remove the module to leave it out.",
         ),
-        (np.float32(np.nan), "the scale is not finite: got nan."),
-        (np.float32(np.inf), "the scale is not finite: got inf."),
+        (np.float32(np.nan), "the scale is not finite: got nan. The file is damaged: get the original."),
+        (np.float32(np.inf), "the scale is not finite: got inf. The file is damaged: get the original."),
         (np.ones(2, np.float32), "this must be a single number: expected shape () or (1,), got shape (2,)."),
     ],
     ids=["zero", "nan", "infinite", "two numbers"],

@@ -17,6 +17,7 @@ from ..storage import FLOATS, Tensor, wider
 from . import Group, Kind, LowRank, Update
 
 NAMES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+CORES = ("hada_t1", "hada_t2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,12 @@ class KhatriRao:
     @property
     def shape(self) -> tuple[int, int]:
         if self.up:
-            heights = (self._up(self.one).shape, self._up(self.two).shape)
-            return heights[0][0], heights[0][1] * heights[1][1]
-        kernel = prod(self.cores[0].shape[2:]) if self.cores else 1
-        ranks = [core.shape[0] for core in self.cores] if self.cores else [self.one.shape[0], self.two.shape[0]]
-        return ranks[0] * ranks[1], prod(self.one.shape[1:]) * kernel
+            (out, first), (_, second) = (_up_shape(tensor, self.cores is not None) for tensor in (self.one, self.two))
+            return out, first * second
+        if self.cores is None:
+            return self.one.shape[0] * self.two.shape[0], prod(self.one.shape[1:])
+        first, second = (core.shape[0] for core in self.cores)
+        return first * second, prod(self.one.shape[1:]) * prod(self.cores[0].shape[2:])
 
     @property
     def dtype(self) -> str:
@@ -70,33 +72,53 @@ class KhatriRao:
         return contracted
 
 
+def _up_shape(tensor: Tensor, tucker: bool) -> tuple[int, int]:
+    """(out, rank) of an outer factor; Tucker files store it transposed."""
+    height, width = tensor.shape[0], prod(tensor.shape[1:])
+    return (width, height) if tucker else (height, width)
+
+
 def _matrices(group: Group) -> tuple[KhatriRao, KhatriRao]:
-    for name in NAMES:
+    cores_stored = not group.tensors.keys().isdisjoint(CORES)
+    for name in (*NAMES, *(CORES if cores_stored else ())):
         tensor = group.tensors.get(name)
         if tensor is None or len(tensor.shape) < 2 or tensor.dtype not in FLOATS:
-            present = next(iter(group.tensors))
+            present = next(role for role in group.tensors if role in MARKS)
             raise group.error(
                 "the LoHa module is incomplete", present, expected=f"a float matrix {name} beside it",
                 hint="The file was saved incompletely: get the original.",
             )  # fmt: skip
     w1_a, w1_b, w2_a, w2_b = (group.tensors[name] for name in NAMES)
-    cores = (group.tensors["hada_t1"], group.tensors["hada_t2"]) if "hada_t1" in group.tensors else None
-    up, down = KhatriRao(w1_a, w2_a, cores, up=True), KhatriRao(w1_b, w2_b, cores)
-    if up.shape[1] != down.shape[0] or w1_b.shape[1:] != w2_b.shape[1:]:
+    cores = (group.tensors["hada_t1"], group.tensors["hada_t2"]) if cores_stored else None
+    _require_fit(group, cores)
+    return KhatriRao(w1_a, w2_a, cores, up=True), KhatriRao(w1_b, w2_b, cores)
+
+
+def _require_fit(group: Group, cores: tuple[Tensor, Tensor] | None) -> None:
+    """Each pair must be a product, and both products must have one shape."""
+    outs, widths = [], []
+    for index, side in enumerate(("w1", "w2")):
+        b = group.tensors[f"hada_{side}_b"]
+        out, rank = _up_shape(group.tensors[f"hada_{side}_a"], cores is not None)
+        inner = (rank, b.shape[0])
+        if inner != (cores[index].shape[:2] if cores else (b.shape[0], b.shape[0])):
+            expected = f"ranks {cores[index].shape[:2]}" if cores else f"rank {rank}"
+            got = f"ranks {inner}" if cores else f"rank {b.shape[0]}"
+            raise group.error("the LoHa factors do not fit each other", f"hada_{side}_b", expected=expected, got=got)
+        outs.append(out)
+        widths.append((prod(b.shape[1:]), b.shape[2:] if cores is None else cores[index].shape[2:]))
+    if outs[0] != outs[1] or widths[0] != widths[1]:
         raise group.error(
-            "the LoHa factors do not fit each other",
-            "hada_w1_b",
-            expected=f"rank {up.shape[1]}",
-            got=f"rank {down.shape[0]}",
-        )
-    return up, down
+            "the LoHa factors do not fit each other", "hada_w2_b",
+            expected=f"({outs[0]}, {widths[0][0]}) as hada_w1", got=f"({outs[1]}, {widths[1][0]})",
+        )  # fmt: skip
 
 
 def size(group: Group) -> tuple[int, int] | None:
     a, b, core = (group.tensors.get(name) for name in ("hada_w1_a", "hada_w1_b", "hada_t1"))
     if a is None or b is None or len(a.shape) < 2 or len(b.shape) < 2:
         return None
-    out = a.shape[1] if core is not None else a.shape[0]
+    out, _ = _up_shape(a, core is not None)
     return out, prod(b.shape[1:]) * (prod(core.shape[2:]) if core is not None else 1)
 
 
@@ -113,5 +135,5 @@ def read(group: Group, scale: float, scale_from: str) -> Update:
     return LowRank(up, down, scale, scale_from, kernel, kind="LoHa")
 
 
-MARKS = frozenset((*NAMES, "hada_t1", "hada_t2"))
+MARKS = frozenset((*NAMES, *CORES))
 KINDS = (Kind("LoHa", MARKS, size, read, priority=2, alpha_rank=alpha_rank),)

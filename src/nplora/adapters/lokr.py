@@ -37,7 +37,7 @@ class Side:
         assert self.a is not None
         assert self.b is not None
         if self.core is not None:
-            return self.a.shape[1], self.b.shape[1] * prod(self.core.shape[2:])
+            return prod(self.a.shape[1:]), prod(self.b.shape[1:]) * prod(self.core.shape[2:])
         return self.a.shape[0], prod(self.b.shape[1:])
 
     @property
@@ -106,21 +106,32 @@ class Kronecker:
 
 
 def _sides(group: Group) -> tuple[Side, Side]:
-    tensors = group.tensors
-    sides = []
-    for name in ("lokr_w1", "lokr_w2"):
-        core = tensors.get("lokr_t2") if name == "lokr_w2" else None
-        side = Side(tensors.get(name), tensors.get(name + "_a"), tensors.get(name + "_b"), core)
-        if (side.whole is None and (side.a is None or side.b is None)) or any(
-            len(tensor.shape) < 2 or tensor.dtype not in FLOATS for tensor in side.tensors
-        ):
+    one, two = (_side(group, name) for name in ("lokr_w1", "lokr_w2"))
+    return one, two
+
+
+def _side(group: Group, name: str) -> Side:
+    whole, a, b = (group.tensors.get(name + suffix) for suffix in ("", "_a", "_b"))
+    core = group.tensors.get("lokr_t2") if name == "lokr_w2" else None
+    side = Side(whole, None, None) if whole is not None else Side(None, a, b, core)
+    incomplete = whole is None and (a is None or b is None)
+    if incomplete or any(len(tensor.shape) < 2 or tensor.dtype not in FLOATS for tensor in side.tensors):
+        raise group.error(
+            "the LoKr module is incomplete", next(role for role in group.tensors if role in MARKS),
+            expected=f"{name}, or {name}_a and {name}_b, of floats",
+            hint="The file was saved incompletely: get the original.",
+        )  # fmt: skip
+    if side.a is not None and side.b is not None:
+        inner = (side.a.shape[0] if core else prod(side.a.shape[1:]), side.b.shape[0])
+        expected = core.shape[:2] if core else (inner[0], inner[0])
+        if inner != expected:
             raise group.error(
-                "the LoKr module is incomplete", next(iter(tensors)),
-                expected=f"{name}, or {name}_a and {name}_b, of floats",
-                hint="The file was saved incompletely: get the original.",
-            )  # fmt: skip
-        sides.append(side)
-    return sides[0], sides[1]
+                "the LoKr factors do not fit each other",
+                name + "_b",
+                expected=f"ranks {expected}",
+                got=f"ranks {inner}",
+            )
+    return side
 
 
 def size(group: Group) -> tuple[int, int] | None:
@@ -130,14 +141,15 @@ def size(group: Group) -> tuple[int, int] | None:
 
 def alpha_rank(group: Group) -> int | None:
     """What alpha is divided by: the rows of ``w2_b``, else of ``w1_b``; None (scale 1) where both are full."""
-    for name in ("lokr_w2_b", "lokr_w1_b"):
-        if name in group.tensors and group.tensors[name].shape:
-            return group.tensors[name].shape[0]
+    for side in ("lokr_w2", "lokr_w1"):
+        factor = group.tensors.get(side + "_b")
+        if side not in group.tensors and factor is not None and factor.shape:
+            return factor.shape[0]
     return None
 
 
 def _kernel(group: Group) -> tuple[int, ...]:
-    for name in ("lokr_t2", "lokr_w2"):
+    for name in ("lokr_w2", "lokr_t2", "lokr_w2_b"):  # whole, the core of factors, factors that keep the kernel
         if name in group.tensors:
             return tuple(group.tensors[name].shape[2:])
     return ()

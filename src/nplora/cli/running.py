@@ -46,6 +46,13 @@ def run(words: Sequence[str]) -> int:
     gc.disable()  # a command is short and makes no cycles worth collecting
     keep_memory()
     try:
+        return _guarded(words)
+    finally:
+        gc.enable()
+
+
+def _guarded(words: Sequence[str]) -> int:
+    try:
         return invoke(words)
     except NploraError as error:
         return _say(str(error), error.exit_code)

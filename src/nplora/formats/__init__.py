@@ -76,6 +76,7 @@ class Format:
         scale: "alpha" (an ``.alpha`` tensor per module), "folded" (scale 1, factors carry it) or "config".
         uniform_alpha: whether a reader takes one alpha for a whole component (layout name -> bool).
         keeps_others: whether foreign keys may stand in such a file without a reader choking on them.
+        carries_kinds: whether readers know LoHa, LoKr and Tucker tensors under this naming.
         folder: the tensors' file name, for a format whose scale stands in a config beside them.
         describe: what goes into the metadata and the config of a file about to be written.
         one_rank: whether readers take one rank for all modules, so that smaller ones are padded with zeros.
@@ -93,6 +94,7 @@ class Format:
     scale: Literal["alpha", "folded", "config"] = "folded"
     uniform_alpha: Callable[[Layout | None], bool] = lambda _: False
     keeps_others: bool = True
+    carries_kinds: bool = False
     folder: str | None = None
     describe: Callable[[Written], Description] = lambda _: Description()
     one_rank: bool = False

@@ -18,6 +18,7 @@ FORMAT = Format(
     example="down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
     locate=locate,
     spell=unspelled,
+    carries_kinds=True,
     suffixes={"down": ".lora_A.weight", "up": ".lora_B.weight"},
     weight=0.1,
 )

@@ -64,6 +64,7 @@ FORMAT = Format(
     spell=spell,
     suffixes={"down": ".lora_down.weight", "up": ".lora_up.weight", "mid": ".lora_mid.weight", "alpha": ".alpha"},
     scale="alpha",
+    carries_kinds=True,
     uniform_alpha=lambda layout: layout is None or layout.name in ONE_ALPHA,
     common_rank=frozenset({"text_projection"}),  # diffusers looks at the ranks of attention and mlp only
     keeps_others=False,

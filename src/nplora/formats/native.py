@@ -32,5 +32,6 @@ FORMAT = Format(
     example="diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight",
     locate=locate,
     spell=spell,
+    carries_kinds=True,
     suffixes={"down": ".lora_A.weight", "up": ".lora_B.weight", "bias": ".lora_B.bias"},
 )

@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OutputError
+from ..errors import InputError, OutputError
 from .header import ITEM_BITS, read_header
 
 # Room in the header for numbers that are known only when the data has been computed.
@@ -58,7 +58,7 @@ class TensorWriter:
         self._beside = dict(beside or {})
         if not overwrite:
             for target in (self.path, *(self.path.parent / name for name in self._beside)):
-                if target.exists():
+                if os.path.lexists(target):  # a link to nowhere would be replaced as well
                     raise OutputError(
                         "the output exists already", file=target, hint="Choose another name, or add --overwrite."
                     )
@@ -78,23 +78,26 @@ class TensorWriter:
             key: (8 + self._reserved + starts[key], prod(shape[1:]) * ITEM_BITS[dtype] // 8)
             for key, dtype, shape in self._specs
         }
-        self._made_folder = False
+        self._made: list[Path] = []  # folders, the innermost first
         self._unflushed = 0
         self._flushing: threading.Thread | None = None
-        self._open()
+        self._flush_errors: list[OSError] = []
+        self._file = -1
+        self._temporary = temporary_beside(self.path)
+        try:
+            self._open()
+        except BaseException:
+            self._clean_up()
+            raise
 
     def _header(self, metadata: Mapping[str, str]) -> bytes:
         table = {"__metadata__": dict(metadata), **self._table} if metadata else self._table
         return json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
 
     def _open(self) -> None:
-        folder = self.path.parent
         try:
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                self._made_folder = True
+            _make_folder(self.path.parent, self._made)
             _remove_strays(self.path)
-            self._temporary = folder / f".{self.path.name}.{os.getpid()}.nplora-part"
             self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             _reserve(self._file, 8 + self._reserved + self._data_size)
         except OSError as error:
@@ -123,8 +126,14 @@ class TensorWriter:
         self._unflushed += size
         if self._unflushed > FLUSH_EVERY and (self._flushing is None or not self._flushing.is_alive()):
             self._unflushed = 0
-            self._flushing = threading.Thread(target=_flush, args=(self._file,), daemon=True)
+            self._flushing = threading.Thread(target=self._flush, args=(self._file,), daemon=True)
             self._flushing.start()
+
+    def _flush(self, file: int) -> None:
+        try:
+            os.fsync(file)
+        except OSError as error:  # the kernel reports a failed write once: the last flush would not hear of it
+            self._flush_errors.append(error)
 
     def _stop_flushing(self) -> None:
         if self._flushing is not None:
@@ -137,6 +146,8 @@ class TensorWriter:
             raise OutputError("the header outgrew the room reserved for it", file=self.path, hint="Please report this.")
         self._stop_flushing()
         try:
+            for error in self._flush_errors:
+                raise error
             os.pwrite(self._file, self._reserved.to_bytes(8, "little") + header.ljust(self._reserved), 0)
             if not self._table:
                 os.ftruncate(self._file, 8 + self._reserved)
@@ -145,24 +156,58 @@ class TensorWriter:
             os.close(self._file)
             self._file = -1
             self._put_in_place()
+            self._made.clear()  # they hold the output now
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 
     def _read_back(self) -> None:
-        with open(self._temporary, "rb") as stream:
-            entries = read_header(stream, os.fspath(self._temporary)).entries
+        try:
+            with open(self._temporary, "rb") as stream:
+                entries = read_header(stream, os.fspath(self._temporary)).entries
+        except InputError:
+            entries = {}
         written = {key: (entry.dtype, entry.shape) for key, entry in entries.items()}
         if written != {key: (dtype, tuple(shape)) for key, dtype, shape in self._specs}:
             raise OutputError("the written file does not read back as intended", file=self.path, hint="Check the disk.")
 
     def _put_in_place(self) -> None:
         if self._beside:
-            # A kill between the two renames must not pair an old model with a new config: the old model goes first.
-            self.path.unlink(missing_ok=True)
-        for name, text in self._beside.items():
-            write_folder_file(self.path.parent / name, text)
-        os.replace(self._temporary, self.path)
+            self._put_in_folder()
+        else:
+            os.replace(self._temporary, self.path)
         _sync_folder(self.path.parent)
+
+    def _put_in_folder(self) -> None:
+        """Replace several files that belong together: the old ones step aside, and come back if a step fails.
+
+        A kill between two renames must not pair an old model with a new config: the old model is the first to go
+        and the new one is the last to come.
+        """
+        texts = {self.path.parent / name: text for name, text in self._beside.items()}
+        aside: dict[Path, Path] = {}
+        placed: list[Path] = []
+        try:
+            for target, text in texts.items():
+                _remove_strays(target)
+                _write_text(temporary_beside(target), text)
+            for target in (self.path, *texts):
+                if os.path.lexists(target):
+                    old = temporary_beside(target, "nplora-old")
+                    os.replace(target, old)
+                    aside[target] = old
+            for target in (*texts, self.path):
+                os.replace(temporary_beside(target), target)
+                placed.append(target)
+        except BaseException:
+            for target in (*texts, self.path):
+                temporary_beside(target).unlink(missing_ok=True)
+            for target in placed:
+                target.unlink(missing_ok=True)
+            for target, old in reversed(aside.items()):
+                os.replace(old, target)
+            raise
+        for old in aside.values():
+            old.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -170,19 +215,32 @@ class TensorWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Remove what is not needed: nothing after a success, every trace after a failure."""
         self._stop_flushing()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-        if error is not None or self._temporary.exists():
+        with suppress(OSError):  # the reason for the failure counts, not what it left
             self._temporary.unlink(missing_ok=True)
-            if self._made_folder and not any(self.path.parent.iterdir()):
-                self.path.parent.rmdir()
+            for folder in self._made:
+                folder.rmdir()  # refuses where something stands in it
 
 
-def _flush(file: int) -> None:
-    with suppress(OSError):  # the flush that counts is the last one, and that one reports
-        os.fsync(file)
+def temporary_beside(path: Path, mark: str = "nplora-part") -> Path:
+    """Where this process keeps a file on its way to or from that path."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{mark}")
+
+
+def _make_folder(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those above it; what was made is noted, the innermost first."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent, made)
+    folder.mkdir(exist_ok=True)
+    made.insert(0, folder)
 
 
 def _reserve(file: int, size: int) -> None:
@@ -200,22 +258,27 @@ def write_folder_file(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.nplora-part")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_strays(path)
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_text(temporary, text)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from None
 
 
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def _remove_strays(path: Path) -> None:
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.nplora-part")
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.nplora-(?:part|old)")
     for stray in path.parent.iterdir():
         match = pattern.fullmatch(stray.name)
         if match and not _alive(int(match[1])):
@@ -227,7 +290,7 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it exists but belongs to someone else
+    except (OSError, OverflowError):  # it belongs to someone else; no process at all, so no file of ours
         return True
     return True
 
