@@ -16,7 +16,7 @@ from .formats import Detection, detect
 from .formats.keys import Key, split
 from .layouts import Part, Recognition, recognise
 from .scales import Scales
-from .storage import Tensor, TensorFile
+from .storage import FLOATS, Tensor, TensorFile
 
 SCALE_ROLES = {"alpha", "scale"}
 
@@ -162,6 +162,11 @@ class _Reader:
                 if not any(kept):
                     self.unread.update((key, "it repeats another module exactly") for key in pieces[0].keys)
         for role, tensor in vectors.items():
+            if len(tensor.shape) != 1 or tensor.dtype not in FLOATS:
+                raise group.error(
+                    "a bias or norm delta must be a vector of floats", role, expected="one axis of floats",
+                    got=f"{tensor.dtype} {list(tensor.shape)}",
+                )  # fmt: skip
             own_scale = self.scales.of(group, component, body)[0] if role == "bias" and kind else 1.0
             for part in parts:
                 vector = Vector(f"{component}.{part.name}", role, _take_vector(tensor, part), own_scale, origin)

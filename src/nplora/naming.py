@@ -124,6 +124,11 @@ def _kept_naming(adapters: Sequence[Adapter], layout: Layout | None, dtype: str 
     return replace(naming, keep=not mixed or len(adapters) == 1)
 
 
+def _same_folder(given: Path, source: Path) -> bool:
+    """Whether writing a folder's config would replace the config that an input was read with."""
+    return given.parent.exists() and source.parent.exists() and given.parent.samefile(source.parent)
+
+
 def target_path(path: str | os.PathLike[str], format: Format, inputs: Sequence[Adapter]) -> Path:
     """The safetensors file behind an output path (inside a folder for peft and mlx).
 
@@ -144,7 +149,8 @@ def target_path(path: str | os.PathLike[str], format: Format, inputs: Sequence[A
         )  # fmt: skip
     for adapter in inputs:
         source = adapter.file.path if adapter.file else adapter.path
-        if given.exists() and Path(source).exists() and given.samefile(source):
+        beside = adapter.config is not None and format.folder is not None and _same_folder(given, Path(source))
+        if beside or (given.exists() and Path(source).exists() and given.samefile(source)):
             raise UsageError(
                 "the output would replace an input", key=str(path), hint="Choose another name for the output."
             )

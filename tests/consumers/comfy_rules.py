@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from consumers.harness import Deltas
+from consumers.harness import Deltas, Product
 from consumers.tiny import modules_of, tiny_pipeline
 from consumers.writer import _FLUX_BLOCKS, _FLUX_TOP, _sgm_name
 
@@ -111,18 +111,17 @@ def read(kind: str, state: Mapping[str, torch.Tensor]) -> tuple[Deltas, list[str
     return deltas, sorted(left)
 
 
-def _delta(up: torch.Tensor, down: torch.Tensor, mid: torch.Tensor | None, alpha: torch.Tensor | None) -> np.ndarray:
+def _delta(up: torch.Tensor, down: torch.Tensor, mid: torch.Tensor | None, alpha: torch.Tensor | None) -> Product:
     assert mid is None, "nplora writes no Tucker core"
     scale = 1.0 if alpha is None else alpha.item() / len(down)
-    return scale * (up.double().flatten(1) @ down.double().flatten(1)).numpy()
+    return Product(scale * up.double().flatten(1).numpy(), down.double().flatten(1).numpy())
 
 
-def _fits(delta: np.ndarray, shapes: list[tuple[int, ...]]) -> bool:
+def _fits(delta: Product, shapes: list[tuple[int, ...]]) -> bool:
     return delta.shape == (sum(shape[0] for shape in shapes), int(np.prod(shapes[0][1:])))
 
 
-def _split(delta: np.ndarray, weight: Weight, shapes: Mapping[str, tuple[int, ...]]) -> Deltas:
-    if weight.swap:
-        delta = np.roll(delta, len(delta) // 2, axis=0)
+def _split(delta: Product, weight: Weight, shapes: Mapping[str, tuple[int, ...]]) -> Deltas:
+    up = np.roll(delta.up, len(delta.up) // 2, axis=0) if weight.swap else delta.up
     ends = np.cumsum([shapes[part][0] for part in weight.parts])[:-1]
-    return dict(zip(weight.parts, np.split(delta, ends), strict=True))
+    return {part: Product(rows, delta.down) for part, rows in zip(weight.parts, np.split(up, ends), strict=True)}

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -26,7 +27,47 @@ from safetensors.torch import save_file
 
 from consumers.tiny import models_of
 
-Deltas = dict[str, np.ndarray]
+
+@dataclass(frozen=True)
+class Product:
+    """A float64 delta as `up @ down`, which is seldom multiplied out: NumPy gets the dense matrix where it asks."""
+
+    up: np.ndarray
+    down: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.up), self.down.shape[1]
+
+    @property
+    def T(self) -> Product:
+        return Product(self.down.T, self.up.T)
+
+    def any(self) -> bool:
+        return bool(self.up.any() and self.down.any())
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return self.up @ self.down
+
+
+Deltas = dict[str, Product | np.ndarray]
+
+
+def _norm(delta: Product | np.ndarray) -> float:
+    """The Frobenius norm."""
+    if isinstance(delta, Product):
+        delta = np.linalg.qr(delta.up, "r") @ np.linalg.qr(delta.down.T, "r").T
+    return float(np.linalg.norm(delta))
+
+
+def _distance(one: Product | np.ndarray, other: Product | np.ndarray) -> float:
+    """The norm of the difference."""
+    if isinstance(one, Product) and isinstance(other, Product):
+        return _norm(Product(np.hstack([one.up, -other.up]), np.vstack([one.down, other.down])))
+    if isinstance(one, Product):  # by rows: the dense matrix may have a hundred million numbers
+        rows = (slice(i, i + 256) for i in range(0, len(other), 256))
+        return float(np.linalg.norm([_norm(one.up[part] @ one.down - other[part]) for part in rows]))
+    return _norm(one - np.asarray(other))
 
 
 def _rows(tensor: torch.Tensor) -> np.ndarray:
@@ -34,18 +75,19 @@ def _rows(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().double().reshape(len(tensor), -1).numpy()
 
 
-def _layer_delta(layer: LoraLayer, adapters: list[str]) -> np.ndarray:
+def _layer_delta(layer: LoraLayer, adapters: list[str]) -> Product | np.ndarray:
     """Float64 (out, in*kh*kw) that a PEFT layer adds, from its own numbers; (in, out) if the base is stored so."""
     deltas = []
     for name in adapters:
         assert layer.lora_B[name].bias is None, "a LoRA bias is no part of the weight's delta"
-        delta = float(layer.scaling[name]) * (_rows(layer.lora_B[name].weight) @ _rows(layer.lora_A[name].weight))
+        up, down = (_rows(side[name].weight) for side in (layer.lora_B, layer.lora_A))
+        delta = Product(float(layer.scaling[name]) * up, down)
         if name in layer.lora_magnitude_vector:  # DoRA: m (W + d) / |W + d| - W, row by row
-            base = _rows(layer.get_base_layer().weight)
+            base, delta = _rows(layer.get_base_layer().weight), np.asarray(delta)
             magnitude = _rows(layer.lora_magnitude_vector[name].weight).reshape(-1, 1)
             delta = magnitude * (base + delta) / np.linalg.norm(base + delta, axis=1, keepdims=True) - base
         deltas.append(delta.T if getattr(layer, "fan_in_fan_out", False) else delta)
-    return sum(deltas)
+    return deltas[0] if len(deltas) == 1 else sum(map(np.asarray, deltas))
 
 
 def _adapted(model: torch.nn.Module, prefix: str, only: str) -> Deltas:
@@ -141,5 +183,5 @@ def assert_deltas(got: Deltas, expected: Deltas, tolerance: float = 1e-6) -> Non
     assert missing + extra == [], f"not applied: {missing}, applied but not expected: {extra}"
     for name, delta in expected.items():
         assert got[name].shape == delta.shape, f"{name}: {got[name].shape}, expected {delta.shape}"
-        error, norm = np.linalg.norm(got[name] - delta), np.linalg.norm(delta)
+        error, norm = _distance(got[name], delta), _norm(delta)
         assert error <= tolerance * norm, f"{name}: off by {error:.3g}, its norm is {norm:.3g}"

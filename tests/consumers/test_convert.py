@@ -65,7 +65,7 @@ def test_a_conversion_changes_no_weight(kind, source, format, tmp_path):
     alone = "peft" in (source, format) or source == "diffusers-linear"
     made = Input(source, unet if alone else f"{unet}|{text}", (2, 4), 3)
     nplora.convert(made.make(tmp_path / "in", f"{kind}-wide", 1), path := target(tmp_path, format), format=format)
-    assert_loads(f"{kind}-wide", path, writer.dense(made.spec(f"{kind}-wide", 1)))
+    assert_loads(f"{kind}-wide", path, writer.deltas_of(made.spec(f"{kind}-wide", 1)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -75,7 +75,7 @@ def test_halves_stay_halves(dtype, format, tmp_path):
     nplora.convert(made.make(tmp_path / "in", "sd15-wide", 1), path := target(tmp_path, format), format=format)
     kinds = {t.dtype for key, t in tensors(path).items() if not key.endswith("alpha")}
     assert kinds == {getattr(torch, dtype)}
-    assert_loads("sd15-wide", path, writer.dense(made.spec("sd15-wide", 1)))
+    assert_loads("sd15-wide", path, writer.deltas_of(made.spec("sd15-wide", 1)))
 
 
 SINGLE = r"transformer\.single_transformer_blocks\.0\.(attn|proj_mlp)"
@@ -85,7 +85,7 @@ SINGLE = r"transformer\.single_transformer_blocks\.0\.(attn|proj_mlp)"
 def test_a_fused_flux_projection_is_split_and_joined_again(shared, tmp_path):
     """linear1 of the true width: 3072 rows of each of q, k, v, then 12288 of the MLP."""
     made = Input("kohya-flux1", SINGLE, (2,), 1, "bfloat16", shared)
-    expected, downs = writer.dense(made.spec("flux1-wide", 1)), {}
+    expected, downs = writer.deltas_of(made.spec("flux1-wide", 1)), {}
     first = made.make(tmp_path / "in", "flux1-wide", 1)
     nplora.convert(first, tmp_path / "split.safetensors", format="diffusers")
     assert_loads("flux1-wide", tmp_path / "split.safetensors", expected)
@@ -107,13 +107,13 @@ def test_the_patterns_of_a_peft_folder_reach_only_their_module(tmp_path):
     nplora.convert(adapter, tmp_path / "out", format="peft")
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert all(re.match(r"\^", key) for key in (*config["rank_pattern"], *config["alpha_pattern"]))
-    assert_loads("flux1-wide", tmp_path / "out", writer.dense(spec.spec("flux1-wide", 1)))
+    assert_loads("flux1-wide", tmp_path / "out", writer.deltas_of(spec.spec("flux1-wide", 1)))
 
 
 def test_a_peft_folder_of_one_of_two_modules_leaves_the_other_alone(tmp_path):
     spec = Input("diffusers", r"transformer\.proj_out", (3,))
     nplora.convert(spec.make(tmp_path / "in", "flux1-wide", 1), tmp_path / "out", format="peft")
-    assert_loads("flux1-wide", tmp_path / "out", writer.dense(spec.spec("flux1-wide", 1)))
+    assert_loads("flux1-wide", tmp_path / "out", writer.deltas_of(spec.spec("flux1-wide", 1)))
 
 
 # PEFT's own folders.
@@ -170,7 +170,7 @@ def test_peft_sorts_the_patterns_that_it_saves_so_that_another_one_may_match_fir
     patterns = {"h.1.attn.c_proj": 5, "c_proj": 1}
     before = _adapted(peft_folder(tmp_path / "in", 1, alpha_pattern=patterns).base_model.model, "", "")
     after, name = peft_deltas(gpt2(), tmp_path / "in"), "h.1.attn.c_proj"
-    np.testing.assert_allclose(before[name], 5 * after[name])
+    np.testing.assert_allclose(np.asarray(before[name]), 5 * np.asarray(after[name]))
     assert_deltas(unnamed(nplora.load(tmp_path / "in")), after)
 
 

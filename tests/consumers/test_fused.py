@@ -160,12 +160,13 @@ def test_the_consumer_adds_the_formula(mu, tmp_path):
         subject_strength=-0.75, style_strength=1.5,
     )  # fmt: skip
     fused.save(tmp_path / "out.safetensors")
-    theirs, expected = writer.dense(style.spec("sd15-wide", 2)), {}
-    for name, delta in writer.dense(subject.spec("sd15-wide", 1)).items():
-        _, sizes, rows = np.linalg.svd(theirs[name], full_matrices=False)
+    theirs, expected = writer.deltas_of(style.spec("sd15-wide", 2)), {}
+    for name, product in writer.deltas_of(subject.spec("sd15-wide", 1)).items():
+        delta, other = np.asarray(product), np.asarray(theirs[name])
+        _, sizes, rows = np.linalg.svd(other, full_matrices=False)
         kept = rows[sizes > 1e-9 * sizes[0]].T
         share = 1.0 if math.isinf(mu) else mu / (1 + mu)
-        expected[name] = 1.5 * theirs[name] - 0.75 * (delta - share * (delta @ kept) @ kept.T)
+        expected[name] = 1.5 * other - 0.75 * (delta - share * (delta @ kept) @ kept.T)
     assert_loads("sd15-wide", tmp_path / "out.safetensors", expected)
 
 

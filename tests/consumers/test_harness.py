@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from consumers.harness import assert_deltas, effective_deltas, peft_deltas
 from consumers.tiny import modules_of, tiny_pipeline
-from consumers.writer import Factors, dense, lora_state, random_spec, write_lora
+from consumers.writer import Factors, deltas_of, lora_state, random_spec, write_lora
 
 pytestmark = pytest.mark.consumer
 
@@ -74,25 +74,25 @@ def test_assert_deltas_sees_what_is_missing_extra_wrong_or_turned(got):
 def test_every_naming_gives_exactly_the_dense_deltas(kind, naming, only, tmp_path):
     spec = random_spec(kind, only)
     path = write_lora(tmp_path / "lora.safetensors", spec, naming)
-    assert_deltas(effective_deltas(tiny_pipeline(kind), path), dense(spec))
+    assert_deltas(effective_deltas(tiny_pipeline(kind), path), deltas_of(spec))
 
 
 def test_a_kohya_flux_file_whose_fused_parts_share_one_down():
     spec = random_spec("flux1", DOUBLE + "[qkv]|" + SINGLE, ranks=(4,))
     shared = {n: f._replace(down=next(iter(spec.values())).down) for n, f in spec.items()}
-    assert_deltas(effective_deltas(tiny_pipeline("flux1"), lora_state(shared, "kohya-flux1")), dense(shared))
+    assert_deltas(effective_deltas(tiny_pipeline("flux1"), lora_state(shared, "kohya-flux1")), deltas_of(shared))
 
 
 def test_a_kohya_linear1_of_the_true_width_is_split_where_the_real_one_is():
     spec = random_spec("flux1-wide", SINGLE)
     got = effective_deltas(tiny_pipeline("flux1-wide"), lora_state(spec, "kohya-flux1"), only=r"attn\.to_[kv]")
-    assert_deltas(got, dense({n: f for n, f in spec.items() if n.endswith(("to_k", "to_v"))}))
+    assert_deltas(got, deltas_of({n: f for n, f in spec.items() if n.endswith(("to_k", "to_v"))}))
 
 
 def test_a_wan_file_goes_into_the_second_expert_when_told():
     spec = random_spec("wan", r"transformer\.blocks\.0")
     got = effective_deltas(tiny_pipeline("wan"), diffusers_form(spec), load_into_transformer_2=True)
-    assert_deltas(got, {n.replace("transformer.", "transformer_2."): d for n, d in dense(spec).items()})
+    assert_deltas(got, {n.replace("transformer.", "transformer_2."): d for n, d in deltas_of(spec).items()})
 
 
 @pytest.mark.parametrize(("kind", "count"), [("sd15", 192), ("sdxl", 722)])
@@ -153,7 +153,7 @@ def test_diffusers_refuses(kind, only, form, message):
     pipe, spec = tiny_pipeline(kind), random_spec(kind, only, alpha=4.0, ranks=(4,))
     with pytest.raises((AssertionError, ValueError), match=message):
         effective_deltas(pipe, form(spec))
-    assert_deltas(effective_deltas(pipe, diffusers_form(spec)), dense(spec))  # the failure left nothing behind
+    assert_deltas(effective_deltas(pipe, diffusers_form(spec)), deltas_of(spec))  # the failure left nothing behind
 
 
 APPLIED = {  # what becomes of each module: its scale, or None where it is not applied
@@ -193,7 +193,7 @@ def test_diffusers_applies(kind, only, form, scale):
     spec = random_spec(kind, only, alpha=4.0, ranks=(4,))
     expected = {n: f._replace(scale=scale(n)) for n, f in spec.items() if scale(n) is not None}
     got = effective_deltas(tiny_pipeline(kind), form(spec), tolerate="alpha_pattern|UNEXPECTED")
-    assert_deltas(got, dense(expected))
+    assert_deltas(got, deltas_of(expected))
 
 
 def with_metadata(path, state, **config):
@@ -224,7 +224,7 @@ def test_adapter_metadata_is_taken_verbatim(form, config, error, message, tmp_pa
 def test_a_metadata_pattern_without_anchor_reaches_other_modules(key, reached, tmp_path):
     spec = random_spec("flux1", r"transformer\.(single_transformer_blocks\.\d\.)?proj_out", alpha=4.0, ranks=(4,))
     path = with_metadata(tmp_path / "lora.safetensors", diffusers_form(spec), alpha_pattern={key: 12})
-    got, unit = effective_deltas(tiny_pipeline("flux1"), path), dense(spec)
+    got, unit = effective_deltas(tiny_pipeline("flux1"), path), deltas_of(spec)
     assert {round(np.vdot(got[n], unit[n]) / np.vdot(unit[n], unit[n]), 6) for n in unit} == reached
 
 
@@ -252,7 +252,7 @@ def peft_spec(only=ATTENTION):
 def test_a_peft_folder_with_rank_and_alpha_patterns_and_rslora(rslora, tmp_path):
     unet, spec = tiny_pipeline("sd15").unet, peft_spec(r"unet\.(down_blocks\.0|mid_block)")
     write_lora(tmp_path / "lora", spec, "peft", use_rslora=rslora)
-    assert_deltas(peft_deltas(unet, tmp_path / "lora"), dense(spec))
+    assert_deltas(peft_deltas(unet, tmp_path / "lora"), deltas_of(spec))
     assert not hasattr(unet, "peft_config")
     assert not any(isinstance(module, BaseTunerLayer) for module in unet.modules())
 
@@ -262,7 +262,7 @@ def test_peft_fan_in_fan_out_gives_the_delta_in_the_base_layout(tmp_path):
     rng = np.random.default_rng(0)
     factors = Factors(rng.random((12, 2), "f"), rng.random((2, 8), "f"), 0.5)
     write_lora(tmp_path / "lora", {"c_attn": factors}, "peft", fan_in_fan_out=True)
-    assert_deltas(peft_deltas(model, tmp_path / "lora"), {"c_attn": dense({"": factors})[""].T})
+    assert_deltas(peft_deltas(model, tmp_path / "lora"), {"c_attn": deltas_of({"": factors})[""].T})
 
 
 def test_a_peft_dora_delta_is_the_merged_weight_less_the_base(tmp_path):

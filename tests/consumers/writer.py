@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from consumers.harness import Deltas
+from consumers.harness import Deltas, Product
 from consumers.tiny import modules_of, tiny_pipeline
 
 
@@ -46,9 +46,11 @@ def random_spec(
     }
 
 
-def dense(spec: Spec) -> Deltas:
+def deltas_of(spec: Spec) -> Deltas:
     """Canonical name -> float64 delta (out, in*kh*kw)."""
-    return {n: f.scale * (f.up.astype(float) @ f.down.reshape(len(f.down), -1).astype(float)) for n, f in spec.items()}
+    return {
+        n: Product(f.scale * f.up.astype(float), f.down.reshape(len(f.down), -1).astype(float)) for n, f in spec.items()
+    }
 
 
 def _tensors(spec: Spec, down: str = "lora_A", up: str = "lora_B") -> dict[str, torch.Tensor]:

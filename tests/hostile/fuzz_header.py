@@ -124,7 +124,6 @@ ADAPTERS: list[bytes] = [
 
 # Valid files to start from, in several namings, so that key detection has something to misread.
 SEEDS: list[bytes] = [
-    *ADAPTERS,
     assemble({}, b""),
     padded(640),
     assemble({"__metadata__": {"format": "pt", "ss_network_dim": "2"}, "a": tensor(), "b": tensor(8, 8, shape=[0])}),
@@ -132,6 +131,7 @@ SEEDS: list[bytes] = [
     assemble(_pair("unet.mid_block.attentions.0.proj_in", "lora_A.weight", "lora_B.weight"), bytes(68)),
     assemble(_pair("base_model.model.q_proj", "lora_A.default.weight", "lora_B.default.weight"), bytes(68)),
     assemble({"unet:0:up": tensor(0, 16, shape=[2, 2]), "unet:0:down": tensor(16, 32, shape=[2, 2])}, bytes(32)),
+    *ADAPTERS,
 ]
 
 # What a parser trips over: limits, JSON's own signs, dtypes, namings.
@@ -146,8 +146,8 @@ TOKENS = (
 SUFFIXES = (
     ".alpha", ".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".lora_A.weight", ".lora_B.weight",
     ".lora_B.bias", ".diff", ".diff_b", ".hada_w1_a", ".hada_w2_b", ".hada_t1", ".lokr_w1", ".lokr_w1_b", ".lokr_w2",
-    ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".dora_scale", ".oft_blocks", ".scale", ".w_norm", ".lora_a", ".lora.up.weight",
-    ":0:up", "", "\x1b[2J",
+    ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".dora_scale", ".oft_blocks", ".scale", ".w_norm", ".lora_a",
+    ".lora.up.weight", ":0:up", "", "\x1b[2J",
 )  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def try_file(data: bytes, path: Path, findings: Findings, entry_points: Sequence
             kind = "accepted"
         except NploraError as error:
             str(error).encode()  # a message that cannot be printed is a crash of its own
-            kind = re.sub(r"[0-9]+", "0", error.problem)
+            kind = re.sub(r"[0-9]+", "0", error.problem).partition(", and both")[0]  # without the module
         except Exception as error:  # noqa: BLE001 - any other exception is what is looked for
             kind = f"{type(error).__name__} in {entry_point.__name__}"
             if kind not in findings.kinds:

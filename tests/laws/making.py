@@ -166,7 +166,9 @@ def kohya_tensors(modules: Mapping[str, Factors], alpha_dtype: str = "F32") -> d
     return tensors
 
 
-def suffixed_tensors(modules: Mapping[str, Factors], up: str, down: str, *, transposed: bool = False) -> dict[str, np.ndarray]:
+def suffixed_tensors(
+    modules: Mapping[str, Factors], up: str, down: str, *, transposed: bool = False
+) -> dict[str, np.ndarray]:
     """Factors under any two suffixes, nothing else: the scale is 1 or stands in a config."""
     tensors = {}
     for name, module in modules.items():
@@ -190,7 +192,14 @@ def allowed(modules: list[tuple[Factors, float]], dtype: str, arithmetic: float 
     at least as good as `arithmetic`. Numbers below the smallest step of a type are lost in front of the largest scale.
     """
     scales = [abs(strength * module.scale) for module, strength in modules]
-    total = sum((ROUNDOFF[dtype] + arithmetic) * scale * module.size for scale, (module, _) in zip(scales, modules, strict=True))
+    total = sum(
+        (ROUNDOFF[dtype] + arithmetic) * scale * module.size for scale, (module, _) in zip(scales, modules, strict=True)
+    )
     for module, _ in modules:
-        total += max(*scales, 1.0) * STEP[dtype] * float(np.linalg.norm(module.up.astype(np.float64))) * module.down.size**0.5
+        total += (
+            max(*scales, 1.0)
+            * STEP[dtype]
+            * float(np.linalg.norm(module.up.astype(np.float64)))
+            * module.down.size**0.5
+        )
     return total

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from laws.making import DTYPES, Factors, factors, folder, write
 
 RANK = 3
@@ -91,7 +92,9 @@ KINDS = {
 
 def unet(spell: Callable[[str], str], *kinds: str) -> dict[str, Place]:
     """Places in the UNet of SD 1.5."""
-    return {kind: Place(spell(KINDS[kind]), "unet." + KINDS[kind], SHAPES[KINDS[kind]]) for kind in (*kinds, "companion")}
+    return {
+        kind: Place(spell(KINDS[kind]), "unet." + KINDS[kind], SHAPES[KINDS[kind]]) for kind in (*kinds, "companion")
+    }
 
 
 def flat(prefix: str) -> Callable[[str], str]:
@@ -106,7 +109,11 @@ def processor(name: str) -> str:
 def flux(*kinds: str) -> dict[str, Place]:
     """Places outside the fused projections of FLUX.1, under its original names."""
     last = ("diffusion_model.final_layer.linear", "transformer.proj_out", (64, 3072))
-    norm = ("diffusion_model.double_blocks.0.img_attn.norm.query_norm", "transformer.transformer_blocks.0.attn.norm_q", (128,))
+    norm = (
+        "diffusion_model.double_blocks.0.img_attn.norm.query_norm",
+        "transformer.transformer_blocks.0.attn.norm_q",
+        (128,),
+    )
     places = {kind: Place(*(norm if kind == "norm" else last)) for kind in kinds}
     return places | {"companion": Place("diffusion_model.img_in", "transformer.x_embedder", (3072, 64))}
 
@@ -126,13 +133,22 @@ def llm(*kinds: str) -> dict[str, Place]:
 
 
 XLABS = {
-    "linear": Place("double_blocks.4.processor.proj_lora2", "transformer.transformer_blocks.4.attn.to_add_out", (3072, 3072))
+    "linear": Place(
+        "double_blocks.4.processor.proj_lora2", "transformer.transformer_blocks.4.attn.to_add_out", (3072, 3072)
+    )
 }
 NUMBERED = {
     "linear": Place("unet:0", "unet." + Q, SHAPES[Q]),
     "companion": Place("unet:5", "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q", (320, 320)),
 }
-PEFT = {"peft_type": "LORA", "r": RANK, "lora_alpha": 12, "target_modules": ["to_q"], "fan_in_fan_out": False, "bias": "none"}
+PEFT = {
+    "peft_type": "LORA",
+    "r": RANK,
+    "lora_alpha": 12,
+    "target_modules": ["to_q"],
+    "fan_in_fan_out": False,
+    "bias": "none",
+}
 MLX = {"lora_parameters": {"rank": RANK, "alpha": 16, "scale": 10.0, "dropout": 0.0}, "model": "tiny"}
 
 FORMATS = {
@@ -169,7 +185,7 @@ CELLS = [(format, kind) for format, speech in FORMATS.items() for kind in speech
 # ------------------------------------------------------------------------------------------ contents
 
 
-@lru_cache(maxsize=None)
+@cache
 def content(format: str, kind: str, dtype: str, seed: int = 0) -> Content:
     """A file of one module of a kind, beside a linear companion elsewhere."""
     rng = np.random.default_rng(seed)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from laws.making import DTYPES, ROUNDOFF, allowed, read
-from laws.tables import CELLS, FORMATS, Content, content, flattened
 
 import nplora
-
+from laws.making import DTYPES, ROUNDOFF, allowed, read
+from laws.tables import CELLS, FORMATS, Content, content, flattened
 
 
 def cells(chosen):
@@ -20,7 +19,12 @@ each_dtype = pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
 each_module = pytest.mark.parametrize(
     ("format", "kind", "dtype"),
     # XLabs' modules are large: one number type will do.
-    [(format, kind, dtype) for format, kind in CELLS for dtype in ("F16", "BF16", "F32") if format != "xlabs" or dtype == "F16"],
+    [
+        (format, kind, dtype)
+        for format, kind in CELLS
+        for dtype in ("F16", "BF16", "F32")
+        if format != "xlabs" or dtype == "F16"
+    ],
 )
 REWRITTEN = ("tucker", "loha", "loha, 3x3", "lokr")  # leave as plain LoRA
 COPIED = [(format, kind) for format, kind in CELLS if kind not in REWRITTEN and format != "mlx"]
@@ -54,7 +58,9 @@ def require_equal(path, made: Content, dtype: str, *, strength: float = 1.0, exa
     for (name, what), wanted in made.vectors.items():
         vector = vectors[spelt(name), what]
         got = vector.scale * vector.tensor.read().astype(np.float64)
-        assert np.linalg.norm(got - strength * wanted) <= abs(strength) * np.linalg.norm(wanted) * (ROUNDOFF[dtype] + 2.0**-23)
+        assert np.linalg.norm(got - strength * wanted) <= abs(strength) * np.linalg.norm(wanted) * (
+            ROUNDOFF[dtype] + 2.0**-23
+        )
 
 
 def spelt(name: str) -> str:
@@ -109,7 +115,10 @@ def test_a_core_that_nothing_changes_keeps_its_own_tensors(tmp_path, dtype):
     made = content("kohya", "tucker", dtype)
     nplora.convert(nplora.load(saved(tmp_path, "kohya", made)), output(tmp_path, "kohya"))
     written, _ = read(output(tmp_path, "kohya"))
-    assert written["lora_unet_conv_in.lora_mid.weight"].tobytes() == made.tensors["lora_unet_conv_in.lora_mid.weight"].tobytes()
+    assert (
+        written["lora_unet_conv_in.lora_mid.weight"].tobytes()
+        == made.tensors["lora_unet_conv_in.lora_mid.weight"].tobytes()
+    )
     require_equal(output(tmp_path, "kohya"), made, dtype)
 
 
@@ -163,5 +172,7 @@ def test_the_asked_number_type_is_written_and_costs_its_rounding_only(tmp_path, 
     twice = {"F32": 1, "F16": 2, "BF16": 2}[name]  # up and down are both rounded here
     adapter = nplora.load(output(tmp_path, format))
     for key, wanted in made.deltas.items():
-        bound = twice * allowed([(made.factors[key], 1.0)], name) if key in made.factors else np.linalg.norm(wanted) * 2**-6
+        bound = (
+            twice * allowed([(made.factors[key], 1.0)], name) if key in made.factors else np.linalg.norm(wanted) * 2**-6
+        )
         assert np.linalg.norm(flattened(adapter[key].delta()) - wanted) <= bound

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from laws.making import NAMES, Factors, allowed, factors, kohya_tensors, read, reference, write
-from laws.tables import flattened
 
 import nplora
+from laws.making import NAMES, Factors, allowed, factors, kohya_tensors, read, reference, write
+from laws.tables import flattened
 
 # Names of SD 1.5 with sizes that it does not have, so that the numbers stay few: the base is unknown.
 MODULES = {
@@ -102,7 +102,12 @@ def test_a_fused_file_is_the_formula_within_the_rounding_of_its_numbers(drawn):
         bound = allowed(drawn.sides(name), drawn.dtype(name), ARITHMETIC[drawn.dtype(name)])
         assert np.linalg.norm(got - drawn.wanted(name)) <= bound, name
     assert {float(array) > 0 for key, array in tensors.items() if key.endswith(".alpha")} == {True}
-    assert report["keys"] == {"read": 3 * (len(drawn.subject) + len(drawn.style)), "used": report["keys"]["read"], "copied": 0, "left out": 0}
+    assert report["keys"] == {
+        "read": 3 * (len(drawn.subject) + len(drawn.style)),
+        "used": report["keys"]["read"],
+        "copied": 0,
+        "left out": 0,
+    }
 
 
 @given(pairs(), st.sampled_from(["fp32", "fp16", "bf16"]))
@@ -118,7 +123,9 @@ def test_an_asked_number_type_costs_its_own_rounding_and_no_more(drawn, dtype):
         got = flattened(adapter[CANONICAL[key]].delta())
         bound = 2.1 * allowed(drawn.sides(key), name, ARITHMETIC[drawn.dtype(key)])  # the ups are rounded too
         # ups of fp16 have a smallest step as well
-        bound += sum(2.0**-25 * abs(w * m.scale) * m.down.astype(np.float64).size for m, w in drawn.sides(key)) * (name == "F16")
+        bound += sum(2.0**-25 * abs(w * m.scale) * m.down.astype(np.float64).size for m, w in drawn.sides(key)) * (
+            name == "F16"
+        )
         assert np.linalg.norm(got - drawn.wanted(key)) <= bound, key
 
 

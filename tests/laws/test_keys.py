@@ -7,13 +7,14 @@ import json
 
 import numpy as np
 import pytest
-from laws.making import factors, folder, kohya_tensors, peft_tensors, read, suffixed_tensors, write
 
 import nplora
+from laws.making import factors, folder, kohya_tensors, peft_tensors, read, suffixed_tensors, write
 from nplora import InputError
 
 Q, K, V, OUT = (
-    f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_{leaf}" for leaf in ("to_q", "to_k", "to_v", "to_out_0")
+    f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_{leaf}"
+    for leaf in ("to_q", "to_k", "to_v", "to_out_0")
 )
 NORM, CONV = "lora_unet_down_blocks_0_resnets_0_norm1", "lora_unet_conv_in"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
@@ -125,7 +126,10 @@ def test_strict_makes_any_leftover_an_error_and_leaves_no_file(tmp_path, fused):
 @pytest.mark.parametrize("stray", sorted(STRAY))
 def test_strict_finds_each_of_them_alone(tmp_path, stray):
     tensors = {key: array for key, array in zoo(0).items() if key not in STRAY}
-    clean, dirty = write(tmp_path / "a.safetensors", tensors), write(tmp_path / "b.safetensors", tensors | {stray: zoo(0)[stray]})
+    clean, dirty = (
+        write(tmp_path / "a.safetensors", tensors),
+        write(tmp_path / "b.safetensors", tensors | {stray: zoo(0)[stray]}),
+    )
     fuse(clean, clean, tmp_path / "f.safetensors", strict=True)
     for pair in ((clean, dirty), (dirty, clean)):
         if stray.startswith(V):  # half of a module beside a full matrix is a leftover too
@@ -198,14 +202,19 @@ def test_two_different_modules_for_one_weight_are_refused(tmp_path):
         nplora.load(path)
 
 
-@pytest.mark.parametrize("key", [Q + ".diff_b", NORM + ".w_norm", V + ".diff", Q + ".lora_up.weight", Q + ".lora_down.weight"])
+@pytest.mark.parametrize(
+    "key", [Q + ".diff_b", NORM + ".w_norm", V + ".diff", Q + ".lora_up.weight", Q + ".lora_down.weight"]
+)
 @pytest.mark.parametrize("role", [0, 1], ids=["subject", "style"])
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_numbers_that_are_none_are_refused_with_their_key_wherever_they_stand(tmp_path, key, role, number):
     kept = {name: array for name, array in zoo(role).items() if name not in STRAY}
     kept[key].reshape(-1)[3] = number
     clean = {name: array for name, array in zoo(1 - role).items() if name not in STRAY}
-    pair = [write(tmp_path / f"{i}.safetensors", tensors) for i, tensors in enumerate((kept, clean) if role == 0 else (clean, kept))]
+    pair = [
+        write(tmp_path / f"{i}.safetensors", tensors)
+        for i, tensors in enumerate((kept, clean) if role == 0 else (clean, kept))
+    ]
     with pytest.raises(InputError) as error:
         fuse(*pair, tmp_path / "f.safetensors")
     text = str(error.value)

@@ -6,9 +6,20 @@ import itertools
 
 import numpy as np
 import pytest
-from laws.making import Factors, factors, folder, kohya_tensors, peft_tensors, read, reference, relative, suffixed_tensors, write
 
 import nplora
+from laws.making import (
+    Factors,
+    factors,
+    folder,
+    kohya_tensors,
+    peft_tensors,
+    read,
+    reference,
+    relative,
+    suffixed_tensors,
+    write,
+)
 from nplora import InputError, UsageError
 
 BLOCK = "down_blocks.{}.attentions.0.transformer_blocks.0.attn1.{}"
@@ -25,12 +36,16 @@ def modules_of(seed: int, block: int, width: int, rank: int) -> dict[str, Factor
 
 
 def kohya(path, modules):
-    return write(path / "a.safetensors", kohya_tensors({"lora_unet_" + name.replace(".", "_"): m for name, m in modules.items()}))
+    return write(
+        path / "a.safetensors", kohya_tensors({"lora_unet_" + name.replace(".", "_"): m for name, m in modules.items()})
+    )
 
 
 def sgm(path, modules):
     """SDXL's names in the original checkpoint, as sd-scripts writes them."""
-    return kohya(path, {name.replace("down_blocks.1.attentions.0", "input_blocks.4.1"): m for name, m in modules.items()})
+    return kohya(
+        path, {name.replace("down_blocks.1.attentions.0", "input_blocks.4.1"): m for name, m in modules.items()}
+    )
 
 
 def diffusers(path, modules):
@@ -38,7 +53,9 @@ def diffusers(path, modules):
 
 
 def linear(path, modules):
-    tensors = suffixed_tensors({"unet." + name: m for name, m in modules.items()}, ".lora.up.weight", ".lora.down.weight")
+    tensors = suffixed_tensors(
+        {"unet." + name: m for name, m in modules.items()}, ".lora.up.weight", ".lora.down.weight"
+    )
     return write(path / "a.safetensors", tensors)
 
 
@@ -64,7 +81,9 @@ def default(path, modules):
 
 
 def peft(path, modules):
-    return folder(path, peft_tensors({"base_model.model." + name: m for name, m in modules.items()}), {"r": 2, "lora_alpha": 2})
+    return folder(
+        path, peft_tensors({"base_model.model." + name: m for name, m in modules.items()}), {"r": 2, "lora_alpha": 2}
+    )
 
 
 def peft_over_a_pipeline(path, modules):
@@ -88,7 +107,10 @@ PAIRS += [("sdxl", 1, 640, pair) for pair in itertools.permutations((sgm, kohya,
 
 def scaled_to_one(writer, modules):
     """PEFT's alpha of 2 means another scale for every other rank."""
-    return {name: Factors(m.up, m.down, 2 / m.rank) if writer in (peft, peft_over_a_pipeline) else m for name, m in modules.items()}
+    return {
+        name: Factors(m.up, m.down, 2 / m.rank) if writer in (peft, peft_over_a_pipeline) else m
+        for name, m in modules.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -96,7 +118,9 @@ def scaled_to_one(writer, modules):
 )
 def test_two_namings_of_one_model_meet_module_by_module(tmp_path, base, block, width, writers):
     subject, style = modules_of(1, block, width, 3), modules_of(2, block, width, 2)
-    paths = [writer(tmp_path / role, modules) for role, writer, modules in zip("cs", writers, (subject, style), strict=True)]
+    paths = [
+        writer(tmp_path / role, modules) for role, writer, modules in zip("cs", writers, (subject, style), strict=True)
+    ]
     adapters = list(map(nplora.load, paths))
     assert [adapter.layout.name for adapter in adapters] == [base, base]
     fusion = nplora.fuse(*adapters)
@@ -107,13 +131,17 @@ def test_two_namings_of_one_model_meet_module_by_module(tmp_path, base, block, w
         assert relative(fusion["unet." + name].delta(), wanted) < 1e-9
 
 
-@pytest.mark.parametrize("writers", list(itertools.permutations((kohya, diffusers, processor, peft, bare), 2)), ids=named)
+@pytest.mark.parametrize(
+    "writers", list(itertools.permutations((kohya, diffusers, processor, peft, bare), 2)), ids=named
+)
 @pytest.mark.parametrize("format", ["auto", "kohya", "diffusers", "peft"])
 def test_what_two_namings_fuse_to_is_read_again_in_any_format(tmp_path, writers, format):
     subject, style = modules_of(1, 0, 320, 3), modules_of(2, 0, 320, 2)
     own = "up_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q"
     style[own] = factors(np.random.default_rng(3), 320, 320, 2)
-    paths = [writer(tmp_path / role, modules) for role, writer, modules in zip("cs", writers, (subject, style), strict=True)]
+    paths = [
+        writer(tmp_path / role, modules) for role, writer, modules in zip("cs", writers, (subject, style), strict=True)
+    ]
     out = tmp_path / ("f" if format == "peft" or (format == "auto" and writers[0] is peft) else "f.safetensors")
     report = nplora.fuse(*map(nplora.load, paths)).save(out, format=format)
     assert (report["modules"]["fused"], report["modules"]["passed_through"]) == (3, {"subject": 0, "style": 1})
@@ -167,7 +195,9 @@ def test_two_modules_that_flatten_to_one_name_are_both_kept(tmp_path):
 
 def cloneofsimo(path, modules):
     numbers = {BLOCK.format(0, leaf): i for leaf, i in (("to_q", 0), ("to_k", 1), ("to_v", 2), ("to_out.0", 3))}
-    return write(path / "a.safetensors", suffixed_tensors({f"unet:{numbers[n]}": m for n, m in modules.items()}, ":up", ":down"))
+    return write(
+        path / "a.safetensors", suffixed_tensors({f"unet:{numbers[n]}": m for n, m in modules.items()}, ":up", ":down")
+    )
 
 
 def test_modules_that_a_numbered_format_has_no_number_for_are_readable_in_the_output(tmp_path):
@@ -206,7 +236,9 @@ def test_a_bias_meets_its_partner_under_another_name(tmp_path):
     for subject, style, strengths in ((c, s, (2.0, 0.5)), (s, c, (0.5, 2.0))):
         for format in ("kohya", "peft", "diffusers"):
             out = tmp_path / ("f" if format == "peft" else "f.safetensors")
-            fusion = nplora.fuse(*map(nplora.load, (subject, style)), subject_strength=strengths[0], style_strength=strengths[1])
+            fusion = nplora.fuse(
+                *map(nplora.load, (subject, style)), subject_strength=strengths[0], style_strength=strengths[1]
+            )
             report = fusion.save(out, format=format, overwrite=True)
             (vector,) = nplora.load(out).vectors.values()
             assert np.allclose(vector.scale * vector.tensor.read(), wanted, rtol=1e-5, atol=1e-5)
@@ -222,7 +254,10 @@ def test_a_bias_meets_its_partner_under_another_name(tmp_path):
 
 def both_parts(path, seed):
     rng = np.random.default_rng(seed)
-    unet, text = "lora_unet_" + BLOCK.format(0, "to_q").replace(".", "_"), "lora_te_text_model_encoder_layers_3_self_attn_v_proj"
+    unet, text = (
+        "lora_unet_" + BLOCK.format(0, "to_q").replace(".", "_"),
+        "lora_te_text_model_encoder_layers_3_self_attn_v_proj",
+    )
     tensors = kohya_tensors({unet: factors(rng, 320, 320, 2), text: factors(rng, 768, 768, 2)})
     return write(path, tensors | {text + ".diff_b": rng.standard_normal(768).astype(np.float32)})
 

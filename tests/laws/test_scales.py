@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from laws.making import DTYPES, factors, folder, peft_tensors, suffixed_tensors, write
 
 import nplora
+from laws.making import DTYPES, factors, folder, peft_tensors, suffixed_tensors, write
 from nplora import InputError
 
 RANK = 4
@@ -64,8 +64,10 @@ def test_alphas_missing_in_half_of_the_modules_are_said(tmp_path, module):
     adapter = nplora.load(kohya(tmp_path, module, {"q": np.float32(2), "k": np.float32(2)}, ("q", "k", "v")))
     assert [adapter[CANONICAL.format(name)].update.scale for name in "qkv"] == [0.5, 0.5, 1.0]
     assert adapter.notes == (
-        "1 modules have no alpha while others do: scale 1 is assumed for them, as kohya and ComfyUI do (diffusers would "
-        "take the most common alpha)",
+        (
+            "1 modules have no alpha while others do: scale 1 is assumed for them, as kohya and ComfyUI do (diffusers would "
+            "take the most common alpha)"
+        ),
     )
 
 
@@ -74,8 +76,10 @@ def test_alphas_missing_in_half_of_the_modules_are_said(tmp_path, module):
     [
         (
             np.float32(0),
-            "alpha is 0, which programs read in two ways (off in ComfyUI and A1111, full strength in kohya): expected a "
-            "positive number. Set it to 4 for full strength, or remove the module to leave it out.",
+            (
+                "alpha is 0, which programs read in two ways (off in ComfyUI and A1111, full strength in kohya): expected a "
+                "positive number. Set it to 4 for full strength, or remove the module to leave it out."
+            ),
         ),
         (np.float32(np.nan), "the scale is not finite: got nan. The file is damaged: get the original."),
         (np.float32(np.inf), "the scale is not finite: got inf. The file is damaged: get the original."),
@@ -99,7 +103,9 @@ def test_a_fixed_scale_overrides_alpha(tmp_path, module):
 
 
 def peft(path, module, config, names=("q",)):
-    tensors = peft_tensors({"base_model.model." + CANONICAL.format(name).removeprefix("unet."): module for name in names})
+    tensors = peft_tensors(
+        {"base_model.model." + CANONICAL.format(name).removeprefix("unet."): module for name in names}
+    )
     return folder(path / "a", tensors, {"peft_type": "LORA", **config})
 
 
@@ -136,7 +142,9 @@ def test_an_unanchored_pattern_hits_every_module_that_ends_so(tmp_path):
     }  # fmt: skip
     for pattern, scales in (("proj_out", (2.0, 2.0)), ("^proj_out", (2.0, 1.0)), ("blocks.0.proj_out", (1.0, 1.0))):
         config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "alpha_pattern": {pattern: 8}}
-        path = folder(tmp_path / "a", peft_tensors({f"base_model.model.{name}": m for name, m in modules.items()}), config)
+        path = folder(
+            tmp_path / "a", peft_tensors({f"base_model.model.{name}": m for name, m in modules.items()}), config
+        )
         adapter = nplora.load(path)
         assert tuple(adapter["transformer." + name].update.scale for name in modules) == scales
 
@@ -181,12 +189,16 @@ def test_an_alpha_that_is_no_number_is_refused(tmp_path, module):
 )
 def test_the_adapter_metadata_of_diffusers_is_the_config_of_its_component(tmp_path, module, table, scale):
     text = json.dumps(table)
-    path = write(tmp_path / "a.safetensors", peft_tensors({CANONICAL.format("q"): module}), {"lora_adapter_metadata": text})
+    path = write(
+        tmp_path / "a.safetensors", peft_tensors({CANONICAL.format("q"): module}), {"lora_adapter_metadata": text}
+    )
     assert loaded(path).update.scale == scale
 
 
 def test_broken_adapter_metadata_is_refused(tmp_path, module):
-    path = write(tmp_path / "a.safetensors", peft_tensors({CANONICAL.format("q"): module}), {"lora_adapter_metadata": "{"})
+    path = write(
+        tmp_path / "a.safetensors", peft_tensors({CANONICAL.format("q"): module}), {"lora_adapter_metadata": "{"}
+    )
     with pytest.raises(InputError) as error:
         nplora.load(path)
     assert str(error.value) == (
@@ -195,7 +207,9 @@ def test_broken_adapter_metadata_is_refused(tmp_path, module):
     )
 
 
-@pytest.mark.parametrize(("config", "scale"), [({"rank": RANK, "alpha": 16, "scale": 10.0}, 10.0), ({"rank": RANK, "alpha": 16}, None)])
+@pytest.mark.parametrize(
+    ("config", "scale"), [({"rank": RANK, "alpha": 16, "scale": 10.0}, 10.0), ({"rank": RANK, "alpha": 16}, None)]
+)
 def test_mlx_multiplies_by_scale_whatever_alpha_says(tmp_path, module, config, scale):
     tensors = suffixed_tensors({"model.layers.0.self_attn.q_proj": module}, ".lora_b", ".lora_a", transposed=True)
     path = folder(tmp_path / "a", tensors, {"lora_parameters": config}, "adapters")

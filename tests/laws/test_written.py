@@ -8,9 +8,9 @@ import re
 
 import numpy as np
 import pytest
-from laws.making import Factors, allowed, factors, folder, kohya_tensors, peft_tensors, read, reference, relative, write
 
 import nplora
+from laws.making import Factors, allowed, factors, folder, kohya_tensors, peft_tensors, read, reference, relative, write
 
 SD15 = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.{}"
 SDXL = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.{}"
@@ -79,7 +79,10 @@ def test_alphas_of_stable_diffusion_are_positive_float32_and_one_for_a_component
 
 def test_each_component_has_an_alpha_of_its_own(tmp_path):
     rng = np.random.default_rng(6)
-    names = ["lora_unet_" + SD15.format("to_q").replace(".", "_"), "lora_te_text_model_encoder_layers_0_self_attn_q_proj"]
+    names = [
+        "lora_unet_" + SD15.format("to_q").replace(".", "_"),
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+    ]
     modules = [factors(rng, 320, 320, 4, scale=0.5), factors(rng, 768, 768, 4, scale=0.125)]
     path = write(tmp_path / "a.safetensors", kohya_tensors(dict(zip(names, modules, strict=True))))
     nplora.convert(nplora.load(path), tmp_path / "b.safetensors", format="kohya")
@@ -105,7 +108,9 @@ def test_most_modules_of_the_style_are_copied_although_alphas_must_agree(tmp_pat
 def test_three_of_the_four_factors_are_copied_byte_for_byte(tmp_path, mu, dtype):
     """And at mu = 0 all four, where no scale forces otherwise: the plain sum bit for bit."""
     rng = np.random.default_rng(7)
-    subject, style = ({leaf: factors(rng, 320, 320, 4, dtype=dtype, scale=0.5) for leaf in ("to_q", "to_k")} for _ in "cs")
+    subject, style = (
+        {leaf: factors(rng, 320, 320, 4, dtype=dtype, scale=0.5) for leaf in ("to_q", "to_k")} for _ in "cs"
+    )
     paths = [kohya_file(tmp_path / f"{role}.safetensors", SD15, m) for role, m in (("c", subject), ("s", style))]
     fuse(paths, tmp_path / "f.safetensors", mu=mu)
     written, _ = read(tmp_path / "f.safetensors")
@@ -134,8 +139,12 @@ def test_adapter_metadata_is_made_anew_where_ranks_differ(tmp_path):
     table = json.loads(read(tmp_path / "f.safetensors")[1]["lora_adapter_metadata"])
     assert {key.partition(".")[0] for key in table} == {"unet"}
     ranks = {"to_q": 6, "to_k": 6, "to_v": 5, "to_out.0": 3}
-    assert {leaf: by_pattern(table["unet.rank_pattern"], SD15.format(leaf), table["unet.r"]) for leaf in LEAVES} == ranks
-    alphas = {leaf: by_pattern(table["unet.alpha_pattern"], SD15.format(leaf), table["unet.lora_alpha"]) for leaf in LEAVES}
+    assert {
+        leaf: by_pattern(table["unet.rank_pattern"], SD15.format(leaf), table["unet.r"]) for leaf in LEAVES
+    } == ranks
+    alphas = {
+        leaf: by_pattern(table["unet.alpha_pattern"], SD15.format(leaf), table["unet.lora_alpha"]) for leaf in LEAVES
+    }
     assert alphas == ranks  # scale 1
     assert all(key.startswith("^") for key in (*table["unet.rank_pattern"], *table["unet.alpha_pattern"]))
 
@@ -167,7 +176,12 @@ def test_adapter_metadata_of_an_input_is_never_copied(tmp_path, format):
 
 def test_what_is_true_of_one_training_run_is_not_copied_either(tmp_path):
     rng = np.random.default_rng(10)
-    stale = {"ss_network_dim": "128", "ss_network_alpha": "64", "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
+    stale = {
+        "ss_network_dim": "128",
+        "ss_network_alpha": "64",
+        "sshs_model_hash": "0" * 64,
+        "sshs_legacy_hash": "0" * 8,
+    }
     paths = [
         kohya_file(tmp_path / f"{role}.safetensors", SD15, {"to_q": factors(rng, 320, 320, 2)}, stale | {"ss_seed": role})
         for role in "cs"
@@ -201,7 +215,9 @@ def test_a_peft_config_says_each_modules_rank_and_scale_by_pefts_own_rule(tmp_pa
     subject, style, paths = pair_of(tmp_path, "sdxl, sgm blocks")
     fuse(paths, tmp_path / "f", format="peft", style_strength=-0.5)
     config, (tensors, _) = json.loads((tmp_path / "f" / "adapter_config.json").read_text()), read(tmp_path / "f")
-    assert {key.partition(".lora_")[0] for key in tensors} == {"base_model.model." + SDXL.format(leaf) for leaf in LEAVES}
+    assert {key.partition(".lora_")[0] for key in tensors} == {
+        "base_model.model." + SDXL.format(leaf) for leaf in LEAVES
+    }
     for leaf in LEAVES:
         path = SDXL.format(leaf)
         up, down = (tensors[f"base_model.model.{path}.lora_{side}.weight"].astype(np.float64) for side in "BA")
@@ -217,9 +233,14 @@ def test_a_peft_config_says_each_modules_rank_and_scale_by_pefts_own_rule(tmp_pa
 def test_the_patterns_of_flux_do_not_hit_the_ends_of_longer_names(tmp_path):
     """`proj_out` is FLUX's last layer and the end of every single block's."""
     rng = np.random.default_rng(11)
-    modules = {"proj_out": factors(rng, 64, 3072, 5), "single_transformer_blocks.0.proj_out": factors(rng, 3072, 15360, 2)}
+    modules = {
+        "proj_out": factors(rng, 64, 3072, 5),
+        "single_transformer_blocks.0.proj_out": factors(rng, 3072, 15360, 2),
+    }
     more = {f"single_transformer_blocks.{i}.proj_out": factors(rng, 3072, 15360, 2) for i in (1, 2)}
-    path = write(tmp_path / "a.safetensors", peft_tensors({"transformer." + name: m for name, m in (modules | more).items()}))
+    path = write(
+        tmp_path / "a.safetensors", peft_tensors({"transformer." + name: m for name, m in (modules | more).items()})
+    )
     nplora.convert(nplora.load(path), tmp_path / "b", format="peft")
     config = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     ranks = {name: by_pattern(config["rank_pattern"], name, config["r"]) for name in modules}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+
 from laws.making import Factors, read
 
 PAIRS = re.compile(r"^\| `([^`]+)` \| `([^`]+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) / (\d+) \|", re.MULTILINE)
@@ -24,7 +25,7 @@ def rows(folder: Path) -> list[tuple[str, str, tuple[int, ...]]]:
     return [(subject, style, tuple(map(int, numbers))) for subject, style, *numbers in found]
 
 
-@lru_cache(maxsize=None)
+@cache
 def original(path: Path) -> dict[str, Factors]:
     """Module name in the file -> its update."""
     tensors, metadata = read(path)
@@ -32,7 +33,7 @@ def original(path: Path) -> dict[str, Factors]:
     text = metadata.get("lora_adapter_metadata") if metadata else None
     table = {key.rpartition(".")[2]: value for key, value in json.loads(text).items()} if text else config
     modules = {}
-    for key, array in tensors.items():
+    for key in tensors:
         found = _halves(key, tensors)
         if found is not None:
             name, up, down = found
@@ -66,8 +67,22 @@ def _scale(table: dict, rank: int) -> float:
 
 def row_space(module: Factors) -> np.ndarray:
     """V (n, k) of a low-rank update, by QR of both factors and a small SVD."""
-    Q_b, R_b = np.linalg.qr(module.up.astype(np.float64))
+    _Q_b, R_b = np.linalg.qr(module.up.astype(np.float64))
     Q_a, R_a = np.linalg.qr(module.down.T.astype(np.float64))
     _, s, vt = np.linalg.svd(R_b @ R_a.T)
     live = int(np.sum(s > max(module.up.shape[0], module.down.shape[1]) * 2.0**-52 * s[0]))
     return Q_a @ vt[:live].T
+
+
+def norm(up: np.ndarray, down: np.ndarray) -> float:
+    """``||up down||`` in float64 without the product: R factors of both sides have it."""
+    R_b = np.linalg.qr(up.astype(np.float64), mode="r")
+    R_a = np.linalg.qr(down.T.astype(np.float64), mode="r")
+    return float(np.linalg.norm(R_b @ R_a.T))
+
+
+def distance(up: np.ndarray, down: np.ndarray, others: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """``||up down - sum_i up_i down_i||``, likewise."""
+    ups = [up.astype(np.float64), *(-other.astype(np.float64) for other, _ in others)]
+    downs = [down.astype(np.float64), *(other.astype(np.float64) for _, other in others)]
+    return norm(np.hstack(ups), np.vstack(downs))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from laws.making import read
 
 import nplora
+from laws.making import read
 from nplora import InputError
 
 LORAS = Path(__file__).parents[3] / "shared" / "loras"
@@ -93,7 +93,7 @@ def test_every_file_of_the_folder_is_either_refused_here_or_read(loras):
 def test_numbers_that_are_none_are_refused_with_module_and_key_and_leave_no_file(tmp_path, role):
     bad, good = LORAS / "made-nan-and-inf.safetensors", LORAS / "berttiny-peft-qv-r4"
     pair = [nplora.load(path) for path in ((bad, good) if role == "subject" else (good, bad))]
-    out = tmp_path / "fused.safetensors"
+    out = tmp_path / "fused"
     with pytest.raises(InputError) as error:
         nplora.fuse(*pair).save(out)
     name = "unknown." + BERT.removeprefix("base_model.model.").removesuffix(".lora_B.weight")
@@ -105,10 +105,10 @@ def test_numbers_that_are_none_are_refused_with_module_and_key_and_leave_no_file
 
 
 @pytest.mark.parametrize("role", ["subject", "style"])
-def test_with_leave_the_numbers_that_are_none_stay_where_they_were(tmp_path, role):
+def test_when_allowed_the_numbers_that_are_none_stay_where_they_were(tmp_path, role):
     bad, good = LORAS / "made-nan-and-inf.safetensors", LORAS / "berttiny-peft-qv-r4"
     pair = [nplora.load(path) for path in ((bad, good) if role == "subject" else (good, bad))]
-    out = tmp_path / "fused.safetensors"
+    out = tmp_path / "fused"
     nplora.fuse(*pair, allow_nonfinite=True).save(out)
     written = read(out)[0]
     broken = {key for key, array in written.items() if not np.isfinite(array.astype(np.float64)).all()}
