@@ -22,7 +22,8 @@ from transformers import GPT2Config, GPT2Model
 import nplora
 from consumers import writer
 from consumers.harness import _adapted, assert_deltas, peft_deltas
-from consumers.roundtrip import Input, assert_loads, target, tensors
+from consumers.roundtrip import Input, assert_loads, dense, target, tensors
+from consumers.tiny import tiny_pipeline
 
 pytestmark = [
     pytest.mark.consumer,
@@ -206,3 +207,34 @@ def test_lora_biases_are_added_as_peft_scales_them(tmp_path):
     fused.save(tmp_path / "out")
     got = bias(peft.PeftModel.from_pretrained(gpt2(), str(tmp_path / "out")))
     np.testing.assert_allclose(got, -2 * subject + style, rtol=1e-4, atol=1e-5)
+
+
+TEXT_QK = r"text_encoder\.text_model\.encoder\.layers\.[01]\.self_attn\.[qk]"
+
+
+def test_a_peft_folder_of_a_text_encoder_keeps_the_paths_of_its_model(tmp_path):
+    """transformers 5 has no `text_model.` in CLIPTextModel; what only the style has gets the subject's paths."""
+    first = {
+        name.replace("text_encoder.text_model.", ""): factors
+        for name, factors in Input("peft", r"text_encoder\.text_model\.encoder\.layers\.0\.self_attn\.q")
+        .spec("sd15-wide", 1)
+        .items()
+    }
+    subject = nplora.load(writer.write_lora(tmp_path / "subject", first, "peft"))
+    style = Input("kohya", TEXT_QK, (2, 3)).make(tmp_path / "style", "sd15-wide", 2)
+    fused = nplora.fuse(subject, style)
+    for format in ("auto", "peft"):
+        fused.save(tmp_path / format, format=format)
+        expected = {name.removeprefix("text_encoder.text_model."): delta for name, delta in dense(fused).items()}
+        assert_deltas(peft_deltas(tiny_pipeline("sd15-wide").text_encoder, tmp_path / format), expected)
+
+
+def test_a_kohya_text_encoder_becomes_a_peft_folder_for_transformers_4(tmp_path):
+    """Whose CLIPTextModel has `text_model.`; to PEFT with transformers 5 all of its keys are unexpected."""
+    style = Input("kohya", TEXT_QK).make(tmp_path / "style", "sd15-wide", 2)
+    nplora.convert(style, tmp_path / "out", format="peft")
+    with pytest.raises(AssertionError, match="unexpected keys"):
+        peft_deltas(tiny_pipeline("sd15-wide").text_encoder, tmp_path / "out")
+    model = torch.nn.ModuleDict({"text_model": tiny_pipeline("sd15-wide").text_encoder})  # as transformers 4 has it
+    expected = {name.removeprefix("text_encoder."): delta for name, delta in dense(style).items()}
+    assert_deltas(peft_deltas(model, tmp_path / "out"), expected)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import nplora
 from consumers import writer
-from consumers.harness import assert_deltas, effective_deltas, peft_deltas
+from consumers.harness import effective_deltas
 from consumers.roundtrip import Input, assert_loads, dense, target, tensors
 from consumers.tiny import tiny_pipeline
 
@@ -252,30 +252,28 @@ def test_diffusers_drops_the_heads_of_a_kohya_flux_file(tmp_path):
     assert_loads("flux1-wide", path, {name: delta for name, delta in expected.items() if "single" in name})
 
 
-TEXT_QK = r"text_encoder\.text_model\.encoder\.layers\.[01]\.self_attn\.[qk]"
+def test_a_loha_subject_and_a_tucker_style_that_diffusers_refuses_load_once_they_are_fused(tmp_path):
+    random = torch.Generator().manual_seed(0)
 
+    def some(*shape):
+        return torch.randn(shape, generator=random)
 
-def test_a_peft_folder_of_a_text_encoder_keeps_the_paths_of_its_model(tmp_path):
-    """transformers 5 has no `text_model.` in CLIPTextModel; what only the style has gets the subject's paths."""
-    first = {
-        name.replace("text_encoder.text_model.", ""): factors
-        for name, factors in Input("peft", TEXT + r"\.self_attn\.q").spec("sd15-wide", 1).items()
+    query, convolution = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", "down_blocks_0_resnets_0_conv1"
+    hada = {
+        f"hada_{part}": some(*shape) for w in "12" for part, shape in ((f"w{w}_a", (320, 2)), (f"w{w}_b", (2, 320)))
     }
-    subject = nplora.load(writer.write_lora(tmp_path / "subject", first, "peft"))
-    style = Input("kohya", TEXT_QK, (2, 3)).make(tmp_path / "style", "sd15-wide", 2)
-    fused = nplora.fuse(subject, style)
-    for format in ("auto", "peft"):
-        fused.save(tmp_path / format, format=format)
-        expected = {name.removeprefix("text_encoder.text_model."): delta for name, delta in dense(fused).items()}
-        assert_deltas(peft_deltas(tiny_pipeline("sd15-wide").text_encoder, tmp_path / format), expected)
-
-
-def test_a_kohya_text_encoder_becomes_a_peft_folder_for_transformers_4(tmp_path):
-    """Whose CLIPTextModel has `text_model.`; to PEFT with transformers 5 all of its keys are unexpected."""
-    style = Input("kohya", TEXT_QK).make(tmp_path / "style", "sd15-wide", 2)
-    nplora.convert(style, tmp_path / "out", format="peft")
-    with pytest.raises(AssertionError, match="unexpected keys"):
-        peft_deltas(tiny_pipeline("sd15-wide").text_encoder, tmp_path / "out")
-    model = torch.nn.ModuleDict({"text_model": tiny_pipeline("sd15-wide").text_encoder})  # as transformers 4 has it
-    expected = {name.removeprefix("text_encoder."): delta for name, delta in dense(style).items()}
-    assert_deltas(peft_deltas(model, tmp_path / "out"), expected)
+    tucker = {"lora_up": some(320, 4, 1, 1), "lora_mid": some(4, 4, 3, 3), "lora_down": some(4, 320, 1, 1)}
+    subject = {f"lora_unet_{query}.{role}": tensor for role, tensor in hada.items()}
+    style = {f"lora_unet_{convolution}.{role}.weight": tensor for role, tensor in tucker.items()}
+    plain = writer.lora_state(Input("kohya", BLOCK + ".*attn|" + CONVOLUTIONS, (2, 3)).spec("sd15-wide", 2), "kohya")
+    style |= {key: tensor for key, tensor in plain.items() if convolution not in key}
+    subject |= {key: tensor for key, tensor in plain.items() if convolution in key}
+    for name, state in (("subject", subject), ("style", style)):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        with pytest.raises(ValueError, match="correctly renamed"):
+            effective_deltas(tiny_pipeline("sd15-wide"), tmp_path / f"{name}.safetensors")
+    fused = nplora.fuse(*(nplora.load(tmp_path / f"{name}.safetensors") for name in ("subject", "style")))
+    for format in ("kohya", "diffusers"):
+        report = fused.save(tmp_path / f"{format}.safetensors", format=format)
+        assert report["left_out"] == {}
+        assert_loads("sd15-wide", tmp_path / f"{format}.safetensors", dense(fused))
