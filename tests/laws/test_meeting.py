@@ -101,7 +101,11 @@ def named(writers) -> str:
 
 
 COMMON = (kohya, diffusers, linear, processor, bare_processor, bare, default, peft, peft_over_a_pipeline, doubled)
-PAIRS = [("sd15", 0, 320, pair) for pair in itertools.permutations(COMMON, 2)]
+PAIRS = [
+    ("sd15", 0, 320, pair)
+    for pair in itertools.permutations(COMMON, 2)
+    if kohya in pair or diffusers in pair or set(pair) == {processor, peft}
+]
 PAIRS += [("sdxl", 1, 640, pair) for pair in itertools.permutations((sgm, kohya, diffusers, peft), 2)]
 
 
