@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file
 from torch.multiprocessing import start_processes
 
 LossOf = Callable[[torch.nn.Module, np.random.Generator], torch.Tensor]
@@ -118,9 +119,7 @@ def train(model: torch.nn.Module, loss_of: LossOf, plan: Plan) -> torch.nn.Modul
 
 def weights(model: torch.nn.Module, folder: Path, averaged: bool) -> torch.nn.Module:
     """Load the weights of the last checkpoint (its moving average if `averaged`) into `model`, for a look between."""
-    from safetensors.torch import load_file
-
-    model.load_state_dict(load_file(folder / "checkpoint" / "model.safetensors"), strict=False)
+    model.load_state_dict(load_file(folder / "checkpoint" / "model.safetensors"))
     if averaged:
         state = torch.load(folder / "checkpoint" / "custom_checkpoint_1.pkl", weights_only=True)
         for parameter, value in zip(model.parameters(), state["shadow_params"], strict=True):
