@@ -1,6 +1,6 @@
 """Write one trained LoRA in the three forms people meet: diffusers, kohya and PEFT.
 
-diffusers: `unet.<module>.lora_A.weight` or `.lora.down.weight`, as its training scripts write it.
+diffusers: `unet.<module>.lora_A.weight`, with the PEFT configuration in the header.
 kohya: `lora_unet_<module_with_underscores>.lora_down.weight` and `.alpha`.
 PEFT: a folder of `adapter_model.safetensors` (`base_model.model.<module>.lora_A.weight`) and `adapter_config.json`.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
-from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -47,7 +47,7 @@ def save(unet: torch.nn.Module, output: Path, notes: dict[str, str], forms: tupl
     written = []
     if "diffusers" in forms:
         StableDiffusionPipeline.save_lora_weights(
-            output.parent, unet_lora_layers=convert_state_dict_to_diffusers(factors), weight_name=output.name,
+            output.parent, unet_lora_layers=factors, weight_name=output.name,
             **_collate_lora_metadata({"unet": unet}),
         )
         written.append(output)
