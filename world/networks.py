@@ -67,7 +67,7 @@ def pipeline(painter: Painter, vae: AutoencoderKL) -> StableDiffusionPipeline:
 def open_pipeline(folder: Path) -> StableDiffusionPipeline:
     """Load a pipeline folder in float32 with plain attention, silently; raises when it is missing."""
     if not (folder / "model_index.json").exists():
-        raise FileNotFoundError(f"no diffusers pipeline in {folder}; `make world` trains the world's")
+        raise FileNotFoundError(f"no diffusers pipeline in {folder}; `python -m world.build` trains the world")
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipe.text_encoder.float()  # the only part that would stay in the file's fp16
     pipe.set_progress_bar_config(disable=True)
