@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from world import dataset
 from world.autoencoder import to_tensor
-from world.networks import Painter, noise_schedule, pipeline
+from world.networks import Painter, noise_schedule, open_pipeline, pipeline
 from world.places import MODEL, runs
 from world.training import Plan, in_parallel, train, weights
 from world.words import Captions
@@ -35,10 +35,20 @@ def stratified_times(count: int, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(((np.arange(count) + rng.random(count)) / count * 1000).astype(np.int64))
 
 
-def fit(steps: int, batch: int, rate: float, flat: float, folder: Path) -> None:
-    """Train in this process (one of the data-parallel group)."""
+def started(pipeline_folder: Path | None) -> Painter:
+    """Return a fresh painter, or one with the weights of a saved pipeline, to train an earlier world further."""
     torch.manual_seed(0)
-    data, painter, schedule = dataset.load(), Painter(), noise_schedule()
+    painter = Painter()
+    if pipeline_folder:
+        pipe = open_pipeline(pipeline_folder)
+        painter.unet.load_state_dict(pipe.unet.state_dict())
+        painter.text.load_state_dict(pipe.text_encoder.state_dict())
+    return painter
+
+
+def fit(painter: Painter, steps: int, batch: int, rate: float, flat: float, folder: Path) -> None:
+    """Train in this process (one of the data-parallel group)."""
+    data, schedule = dataset.load(), noise_schedule()
     codes = np.load(folder / "latents.npy")
     texts = Captions(data.subjects[: data.base_subjects], tuple(s.name for s in data.styles[: data.base_styles]))
 
@@ -70,15 +80,17 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--flat", type=float, default=0.35, help="share of the steps before the rate falls")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="pipeline folder whose weights and VAE to train further")
     parser.add_argument("--save-only", action="store_true", help="save the last checkpoint as it is")
     parser.add_argument("--out", type=Path, default=MODEL)
     options = parser.parse_args()
-    folder, vae_folder = runs() / "base", runs() / "autoencoder" / "vae"
+    folder, vae_folder = runs() / "base", (options.start or runs() / "autoencoder") / "vae"
     folder.mkdir(parents=True, exist_ok=True)
     if not options.save_only:
         torch.set_num_threads(1)
         latents(AutoencoderKL.from_pretrained(vae_folder), dataset.load(), folder / "latents.npy")
-        in_parallel(lambda: fit(options.steps, options.batch, options.rate, options.flat, folder), options.workers)
+        painter = started(options.start)
+        in_parallel(lambda: fit(painter, options.steps, options.batch, options.rate, options.flat, folder), options.workers)
     save(folder, vae_folder, options.out)
 
 
