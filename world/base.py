@@ -46,10 +46,10 @@ def started(pipeline_folder: Path | None) -> Painter:
     return painter
 
 
-def fit(painter: Painter, steps: int, batch: int, rate: float, flat: float, folder: Path) -> None:
+def fit(painter: Painter, plan: Plan, batch: int) -> None:
     """Train in this process (one of the data-parallel group)."""
     data, schedule = dataset.load(), noise_schedule()
-    codes = np.load(folder / "latents.npy")
+    codes = np.load(plan.folder / "latents.npy")
     texts = Captions(data.subjects[: data.base_subjects], tuple(s.name for s in data.styles[: data.base_styles]))
 
     def loss_of(model: torch.nn.Module, rng: np.random.Generator) -> torch.Tensor:
@@ -60,7 +60,7 @@ def fit(painter: Painter, steps: int, batch: int, rate: float, flat: float, fold
         predicted = model(schedule.add_noise(clean, noise, times), times, ids)
         return torch.nn.functional.mse_loss(predicted, schedule.get_velocity(clean, noise, times))
 
-    train(painter, loss_of, Plan(steps, rate, flat, folder, average=0.999))
+    train(painter, loss_of, plan)
 
 
 def save(folder: Path, vae_folder: Path, target: Path) -> None:
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="pictures a step and process")
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--flat", type=float, default=0.35, help="share of the steps before the rate falls")
+    parser.add_argument("--minutes", type=float, help="end after so long, with the rate's fall fitted to it")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--start", type=Path, help="pipeline folder whose weights and VAE to train further")
     parser.add_argument("--save-only", action="store_true", help="save the last checkpoint as it is")
@@ -90,7 +91,9 @@ def main() -> None:
         torch.set_num_threads(1)
         latents(AutoencoderKL.from_pretrained(vae_folder), dataset.load(), folder / "latents.npy")
         painter = started(options.start)
-        in_parallel(lambda: fit(painter, options.steps, options.batch, options.rate, options.flat, folder), options.workers)
+        seconds = options.minutes * 60 if options.minutes else None
+        plan = Plan(options.steps, options.rate, options.flat, folder, average=0.999, seconds=seconds)
+        in_parallel(lambda: fit(painter, plan, options.batch), options.workers)
     save(folder, vae_folder, options.out)
 
 

@@ -1,7 +1,7 @@
 """`python -m world.gates`: measure the world with both judges and draw what was measured.
 
-Every figure is a mean over pictures of one seed each; both judges speak to every picture, and the first judge's word is
-never used to choose anything.
+Every figure is a mean over pictures of one seed each; every trained judge speaks to every picture, and no picture is
+chosen by what a judge says.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def _names() -> tuple[list[str], list[str]]:
 def _scores(pictures: np.ndarray, subjects: np.ndarray, styles: np.ndarray) -> dict[str, dict]:
     """Return per judge: top-1 and mean probability of the wanted subject and style (NaN free: all are wanted)."""
     rows, result = np.arange(len(pictures)), {}
-    for seed in judge.SEEDS:
+    for seed in judge.trained():
         verdict = judge.judge(judge.load(seed), pictures)
         result[f"judge-{seed}"] = {
             "subject_top1": float((verdict.subject.argmax(1) == subjects).mean()),
@@ -43,21 +43,27 @@ def _scores(pictures: np.ndarray, subjects: np.ndarray, styles: np.ndarray) -> d
     return result
 
 
-def base(pipeline: Path, out: Path) -> dict:
-    """Paint every base subject in every base style once; scores in all and by style, and a sheet."""
+def base(pipeline: Path, out: Path, every: int = 1) -> dict:
+    """Paint every base subject in every base style once (or in each `every`-th, by turns); scores in all and by style."""
     data = dataset.load()
-    n_subjects, n_styles = data.base_subjects, data.base_styles
-    subjects, styles = np.indices((n_subjects, n_styles)).reshape(2, -1)
+    n_styles = data.base_styles
+    subjects, styles = np.indices((data.base_subjects, n_styles)).reshape(2, -1)
+    taken = (subjects + styles) % every == 0
+    subjects, styles = subjects[taken], styles[taken]
     shots = [Shot(caption(data.subjects[s].name, data.styles[t].name), 1000 + i)
              for i, (s, t) in enumerate(zip(subjects, styles, strict=True))]
     pictures = render_all(open_pipeline(pipeline), shots)
-    np.save(out / "base.npy", pictures)
-    grid = pictures.reshape(n_subjects, n_styles, *pictures.shape[1:])
-    shown = [next(i for i, s in enumerate(data.subjects) if s.name == name) for name in SHEET_SUBJECTS]
-    dataset.sheet(grid[shown].swapaxes(0, 1), out / "base.png")
     by_style = {data.styles[t].name: _scores(pictures[styles == t], subjects[styles == t], styles[styles == t])
                 for t in range(n_styles)}
     return {"pictures": len(pictures), "all": _scores(pictures, subjects, styles), "by_style": by_style}
+
+
+def base_sheet(pipeline: Path, out: Path) -> None:
+    """Draw some subjects in all base styles, each with a seed of its own: what a person should look at first."""
+    styles = [s.name for s in dataset.load().styles if not s.held_out]
+    shots = [Shot(caption(subject, style), 7000 + i) for style in styles for i, subject in enumerate(SHEET_SUBJECTS)]
+    pictures = render_all(open_pipeline(pipeline), shots)
+    dataset.sheet(pictures.reshape(len(styles), len(SHEET_SUBJECTS), *pictures.shape[1:]), out / "base.png")
 
 
 def subject_lora(pipeline: Path, file: Path, count: int = 8) -> tuple[dict, np.ndarray]:
@@ -113,7 +119,7 @@ def loras(pipeline: Path, folder: Path, out: Path) -> dict:
 
 def _short(scores: dict) -> dict:
     """Keep the first judge's probabilities for the line on the screen."""
-    first = f"judge-{judge.SEEDS[0]}"
+    first = f"judge-{judge.trained()[0]}"
     if first in scores:
         return {k: round(v, 2) for k, v in scores[first].items()}
     return {style: [round(s[first][k], 2) for k in ("subject_p", "style_p")] for style, s in scores.items() if style != "spread"}
@@ -125,14 +131,18 @@ def main() -> None:
     parser.add_argument("--pipeline", type=Path, default=MODEL)
     parser.add_argument("--loras", type=Path, help="folder of LoRA files to score as well")
     parser.add_argument("--skip-base", action="store_true")
+    parser.add_argument("--every", type=int, default=1, help="paint each subject in every n-th style only: quicker")
     parser.add_argument("--out", type=Path, default=runs() / "gates")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "gates.json"
     figures = json.loads(file.read_text()) if file.exists() else {}
-    figures["judges"] = {f"judge-{seed}": judge.accuracy(seed) for seed in judge.SEEDS}
+    figures["judges"] = {
+        f"judge-{seed}": json.loads((runs() / "judges" / f"judge-{seed}.json").read_text()) for seed in judge.trained()
+    }
     if not options.skip_base:
-        figures["base"] = base(options.pipeline, options.out)
+        base_sheet(options.pipeline, options.out)
+        figures["base"] = base(options.pipeline, options.out, options.every)
         print(json.dumps(figures["base"]["all"]), flush=True)
     if options.loras:
         figures["loras"] = loras(options.pipeline, options.loras, options.out)

@@ -21,7 +21,7 @@ from world.places import runs
 from world.training import Plan, in_parallel, train
 
 SEEDS = (1, 2)
-RECODED = (0, 1, -1)  # placements that are also shown after the autoencoder; the last is the test
+RECODED = (0, -1)  # placements that are also shown after the autoencoder; the last is the test
 
 
 class _Block(nn.Module):
@@ -112,7 +112,7 @@ def fit(seed: int, steps: int, batch: int, folder: Path) -> None:
         subject, style, place = (rng.integers(n, size=batch) for n in (n_subjects, n_styles, places - 1))
         half = batch // 2
         images = np.concatenate([
-            data.pictures[subject[:half], style[:half], place[:half]], codec[subject[half:], style[half:], place[half:] % 2],
+            data.pictures[subject[:half], style[:half], place[:half]], codec[subject[half:], style[half:], 0],
         ])
         heads = model(_roughened(to_tensor(images), rng))
         targets = torch.from_numpy(subject), torch.from_numpy(style)
@@ -121,6 +121,11 @@ def fit(seed: int, steps: int, batch: int, folder: Path) -> None:
     plan = Plan(steps, 2e-3, 0.1, folder / f"judge-{seed}", seed=seed, average=0.995)
     network = train(network, loss_of, plan)
     save_file(network.state_dict(), folder / f"judge-{seed}.safetensors")
+
+
+def trained() -> list[int]:
+    """Return the seeds of the judges that have been trained and tested."""
+    return [seed for seed in SEEDS if (runs() / "judges" / f"judge-{seed}.json").exists()]
 
 
 def load(seed: int) -> Recogniser:
@@ -147,7 +152,7 @@ def accuracy(seed: int) -> dict[str, float]:
 def main() -> None:
     """Train the judges side by side and state their accuracy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, choices=SEEDS, required=True)
     options = parser.parse_args()

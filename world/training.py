@@ -49,6 +49,9 @@ class Plan:
         Steps of linear warm-up.
     checkpoint_seconds : float
         Time between checkpoints.
+    seconds : float
+        If given, the run ends after so much time, whatever `steps` says, and the cosine ends with it: on a busy machine
+        nobody knows how many steps there will be.
     """
 
     steps: int
@@ -60,13 +63,14 @@ class Plan:
     clip: float = 1.0
     warmup: int = 50
     checkpoint_seconds: float = 180.0
+    seconds: float | None = None
 
-    def factor(self, step: int) -> float:
-        """Learning-rate factor at a step: warm-up, flat, cosine to zero."""
-        done = step / self.steps
-        if done <= self.flat:
+    def factor(self, step: int, steps: int) -> float:
+        """Learning-rate factor at a step of `steps`: warm-up, flat for a share of the planned steps, cosine to zero."""
+        flat = self.flat * self.steps
+        if step <= flat:
             return min(1.0, (step + 1) / self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - self.flat) / (1 - self.flat))))
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - flat) / max(1.0, steps - flat))))
 
 
 def accelerator() -> Accelerator:
@@ -87,10 +91,11 @@ def train(model: torch.nn.Module, loss_of: LossOf, plan: Plan) -> torch.nn.Modul
         acc.load_state(str(plan.folder / "checkpoint"))
     plan.folder.mkdir(parents=True, exist_ok=True)
     log, losses = _Log(plan.folder / "log.jsonl", acc.is_main_process), []
-    saved = time.monotonic()
-    while progress.step < plan.steps:
+    started = saved = time.monotonic()
+    first, steps = progress.step, plan.steps
+    while progress.step < steps:
         for group in optimiser.param_groups:
-            group["lr"] = plan.rate * plan.factor(progress.step)
+            group["lr"] = plan.rate * plan.factor(progress.step, steps)
         rng = np.random.default_rng([plan.seed, acc.process_index, progress.step])
         torch.manual_seed(int(rng.integers(2**62)))
         with acc.autocast():
@@ -104,12 +109,15 @@ def train(model: torch.nn.Module, loss_of: LossOf, plan: Plan) -> torch.nn.Modul
             average.step(model.parameters())
         losses.append(loss.item())
         if progress.step % 50 == 0:
-            log.write(progress.step, plan.steps, float(np.mean(losses)))
+            log.write(progress.step, steps, float(np.mean(losses)))
             losses.clear()
-        # rank 0 decides, for clocks differ; asked every ten steps only
-        if progress.step % 10 == 0 and _agreed(acc, time.monotonic() - saved > plan.checkpoint_seconds):
-            _checkpoint(acc, plan.folder)
-            saved = time.monotonic()
+        if progress.step % 10 == 0:  # rank 0 decides for all, for clocks differ
+            now = time.monotonic()
+            wish = _steps_in_time(plan, started, now, first, progress.step), int(now - saved > plan.checkpoint_seconds)
+            steps, due = _agreed(acc, wish)
+            if due:
+                _checkpoint(acc, plan.folder)
+                saved = time.monotonic()
     _checkpoint(acc, plan.folder)
     if average:
         average.copy_to(model.parameters())
@@ -158,13 +166,21 @@ class _Log:
         print(json.dumps(line), flush=True)
 
 
-def _agreed(acc: Accelerator, wish: bool) -> bool:
-    """Return rank 0's wish on every rank."""
+def _steps_in_time(plan: Plan, started: float, now: float, first: int, step: int) -> int:
+    """Return how many steps there will be at the pace so far, if the plan has an end in time; else those planned."""
+    if plan.seconds is None:
+        return plan.steps
+    pace = (step - first) / (now - started)
+    return step + max(0, round(pace * (plan.seconds - (now - started))))
+
+
+def _agreed(acc: Accelerator, wish: tuple[int, ...]) -> tuple[int, ...]:
+    """Return rank 0's numbers on every rank."""
     if acc.num_processes == 1:
         return wish
-    flag = torch.tensor([int(wish)])
-    torch.distributed.broadcast(flag, 0)
-    return bool(flag.item())
+    numbers = torch.tensor(wish)
+    torch.distributed.broadcast(numbers, 0)
+    return tuple(numbers.tolist())
 
 
 def _checkpoint(acc: Accelerator, folder: Path) -> None:
