@@ -29,7 +29,7 @@ class _Block(nn.Module):
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, inside), nn.GroupNorm(8, outside)
+        self.norm1, self.norm2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
         self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1)
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1)
         self.skip = nn.Conv2d(inside, outside, 1, stride) if stride > 1 or inside != outside else nn.Identity()
@@ -46,7 +46,7 @@ class Recogniser(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 4, 2, 1)
         self.body = nn.Sequential(_Block(32, 64, 2), _Block(64, 128, 2), _Block(128, 128, 1), _Block(128, 256, 2))
-        self.norm, self.dropout = nn.GroupNorm(8, 256), nn.Dropout(0.1)
+        self.norm, self.dropout = nn.BatchNorm2d(256), nn.Dropout(0.1)
         self.subject, self.style = nn.Linear(256, subjects), nn.Linear(256, styles)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
