@@ -67,6 +67,7 @@ def save(folder: Path, vae_folder: Path, target: Path) -> None:
     """Write the checkpoint's averaged weights as an fp16 pipeline folder."""
     pipe = pipeline(weights(Painter(), folder, averaged=True), AutoencoderKL.from_pretrained(vae_folder))
     pipe.to(dtype=torch.float16)
+    pipe.vae.register_to_config(_name_or_path="")  # no path of this machine in the file
     pipe.save_pretrained(target)
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
     print(f"{target.name}: {size / 1e6:.1f} MB", flush=True)

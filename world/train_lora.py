@@ -83,7 +83,7 @@ def train_lora(
     alpha: float | None = None,
     seed: int | None = None,
     steps: int | None = None,
-    batch: int = 16,
+    batch: int = 8,
     rate: float = 2e-3,
     forms: tuple[str, ...] = ("diffusers",),
     mixed_precision: str = "bf16",
