@@ -15,7 +15,6 @@ from world.adapters import STYLE_TOKEN, SUBJECT_TOKEN
 from world.networks import open_pipeline
 from world.places import MODEL, runs
 from world.sampling import Shot, render_all
-from world.subjects import all_subjects
 from world.words import caption
 
 SHEET_SUBJECTS = ("bicycle", "bus", "cow", "cat", "beer", "moon", "octopus", "rose", "wrench", "carrot", "monkey", "mountain",
@@ -70,11 +69,10 @@ def subject_lora(pipeline: Path, file: Path, count: int = 8) -> tuple[dict, np.n
     """Score one subject LoRA in its trained styles and in base styles its pictures never showed."""
     subjects, styles = _names()
     name = file.stem.split("-")[1]
-    category = next(s.category for s in all_subjects() if s.name == name)
     pipe = open_pipeline(pipeline)
     pipe.load_lora_weights(file)
     shown = ("flat", *UNTRAINED_STYLES)
-    shots = [Shot(f"a {SUBJECT_TOKEN} {category} in {style} style", seed) for style in shown for seed in range(count)]
+    shots = [Shot(f"a {SUBJECT_TOKEN} in {style} style", seed) for style in shown for seed in range(count)]
     pictures = render_all(pipe, shots).reshape(len(shown), count, dataset.SIZE, dataset.SIZE, 3)
     wanted = np.full(count, subjects.index(name))
     scores = {s: _scores(p, wanted, np.full(count, styles.index(s))) for s, p in zip(shown, pictures, strict=True)}
