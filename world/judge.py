@@ -1,0 +1,170 @@
+"""`python -m world.judge`: two recognisers (one seed each) that say which subject and which style a picture shows.
+
+They know all subjects and all styles, held-out ones included, and are tested on a placement no training has seen.
+Half of what they learn from has been through the autoencoder, so that its blur is no surprise to them.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from world import dataset
+from world.autoencoder import to_pictures, to_tensor
+from world.places import runs
+from world.training import Plan, in_parallel, train
+
+SEEDS = (1, 2)
+RECODED = (0, -1)  # placements that are also shown after the autoencoder; the last is the test
+
+
+class _Block(nn.Module):
+    """A pre-activation residual block; halves the picture when it widens."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1)
+        self.skip = nn.Conv2d(inside, outside, 1, stride) if stride > 1 or inside != outside else nn.Identity()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        inner = self.conv1(nn.functional.silu(self.norm1(hidden)))
+        return self.skip(hidden) + self.conv2(nn.functional.silu(self.norm2(inner)))
+
+
+class Recogniser(nn.Module):
+    """A small residual network with two heads: subject and style."""
+
+    def __init__(self, subjects: int, styles: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 4, 2, 1)
+        self.body = nn.Sequential(_Block(32, 64, 2), _Block(64, 128, 2), _Block(128, 128, 1), _Block(128, 256, 2))
+        self.norm, self.dropout = nn.BatchNorm2d(256), nn.Dropout(0.1)
+        self.subject, self.style = nn.Linear(256, subjects), nn.Linear(256, styles)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of subject and style for images in -1..1."""
+        hidden = nn.functional.silu(self.norm(self.body(self.stem(images))))
+        pooled = self.dropout(hidden.mean((2, 3)))
+        return self.subject(pooled).float(), self.style(pooled).float()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of pictures.
+
+    Attributes
+    ----------
+    subject, style : numpy.ndarray
+        Probabilities [n, subjects] and [n, styles].
+    """
+
+    subject: np.ndarray
+    style: np.ndarray
+
+
+def judge(network: Recogniser, pictures: np.ndarray) -> Verdict:
+    """Judge uint8 pictures [n, 64, 64, 3]."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(pictures), 64):
+            parts.append([head.softmax(-1) for head in network(to_tensor(pictures[start : start + 64]))])
+    return Verdict(*(torch.cat(head).numpy() for head in zip(*parts, strict=True)))
+
+
+def _through_codec(vae: AutoencoderKL, data: dataset.Dataset, file: Path) -> np.ndarray:
+    """Return uint8 [subjects, styles, len(RECODED), 64, 64, 3] after the autoencoder, from `file` if it is there."""
+    if not file.exists():
+        chosen = data.pictures[:, :, RECODED]
+        out = np.empty_like(chosen)
+        for index, block in enumerate(chosen):
+            flat = block.reshape(-1, *block.shape[-3:])
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                decoded = vae.decode(vae.encode(to_tensor(flat)).latent_dist.mode()).sample.float()
+            out[index] = to_pictures(decoded).reshape(block.shape)
+        np.save(file, out)
+    return np.load(file, mmap_mode="r")
+
+
+def _roughened(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Shift by up to 3 pixels and add a little noise, so that exact pixels do not matter."""
+    down, right = rng.integers(-3, 4, 2)
+    padded = nn.functional.pad(images, (3, 3, 3, 3), mode="replicate")[..., 3 + down : 67 + down, 3 + right : 67 + right]
+    return padded + torch.randn_like(padded) * float(rng.uniform(0, 0.08))
+
+
+def fit(seed: int, steps: int, batch: int, folder: Path) -> None:
+    """Train one judge and save its weights."""
+    torch.manual_seed(seed)
+    data = dataset.load()
+    codec = np.load(folder / "codec.npy", mmap_mode="r")
+    n_subjects, n_styles, places = data.pictures.shape[:3]
+    network = Recogniser(n_subjects, n_styles)
+
+    def loss_of(model: nn.Module, rng: np.random.Generator) -> torch.Tensor:
+        subject, style, place = (rng.integers(n, size=batch) for n in (n_subjects, n_styles, places - 1))
+        half = batch // 2
+        images = np.concatenate([
+            data.pictures[subject[:half], style[:half], place[:half]], codec[subject[half:], style[half:], 0],
+        ])
+        heads = model(_roughened(to_tensor(images), rng))
+        targets = torch.from_numpy(subject), torch.from_numpy(style)
+        return sum(nn.functional.cross_entropy(h, t, label_smoothing=0.05) for h, t in zip(heads, targets, strict=True))
+
+    plan = Plan(steps, 2e-3, 0.1, folder / f"judge-{seed}", seed=seed, average=0.995)
+    network = train(network, loss_of, plan)
+    save_file(network.state_dict(), folder / f"judge-{seed}.safetensors")
+
+
+def trained() -> list[int]:
+    """Return the seeds of the judges that have been trained and tested."""
+    return [seed for seed in SEEDS if (runs() / "judges" / f"judge-{seed}.json").exists()]
+
+
+def load(seed: int) -> Recogniser:
+    """Return a trained judge."""
+    data = dataset.load()
+    network = Recogniser(len(data.subjects), len(data.styles))
+    network.load_state_dict(load_file(runs() / "judges" / f"judge-{seed}.safetensors"))
+    return network.eval()
+
+
+def accuracy(seed: int) -> dict[str, float]:
+    """Return the judge's own top-1 on the test placement, on true pictures and after the autoencoder."""
+    data, network = dataset.load(), load(seed)
+    codec = np.load(runs() / "judges" / "codec.npy", mmap_mode="r")
+    subjects, styles = np.indices(data.pictures.shape[:2]).reshape(2, -1)
+    result = {}
+    for name, pictures in (("true", data.pictures), ("codec", codec)):
+        verdict = judge(network, pictures[:, :, -1].reshape(-1, *pictures.shape[-3:]))
+        result[f"subject, {name}"] = float((verdict.subject.argmax(1) == subjects).mean())
+        result[f"style, {name}"] = float((verdict.style.argmax(1) == styles).mean())
+    return result
+
+
+def main() -> None:
+    """Train the judges side by side and state their accuracy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seed", type=int, choices=SEEDS, required=True)
+    options = parser.parse_args()
+    folder = runs() / "judges"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    _through_codec(AutoencoderKL.from_pretrained(runs() / "autoencoder" / "vae"), dataset.load(), folder / "codec.npy")
+    in_parallel(lambda: fit(options.seed, options.steps, options.batch, folder), 1)
+    figures = accuracy(options.seed)
+    (folder / f"judge-{options.seed}.json").write_text(json.dumps(figures, indent=1))
+    print(figures, flush=True)
+
+
+if __name__ == "__main__":
+    main()
