@@ -84,8 +84,17 @@ def run(job: Job, pipeline: Path, folder: Path, steps: int | None) -> str:
         return f"{job.file}: kept"
     images = training_pictures(job, folder / "pictures")
     seed = SHARED_SEED if job.arm == "shared" else content_seed(captioned(images, prompt(job)), job.kind)
-    trained = train_lora(pipeline, images, prompt(job), job.kind, output, rank=job.rank, seed=seed + job.repeat,
-                         steps=steps, forms=("diffusers", "kohya", "peft"))
+    trained = train_lora(
+        pipeline,
+        images,
+        prompt(job),
+        job.kind,
+        output,
+        rank=job.rank,
+        seed=seed + job.repeat,
+        steps=steps,
+        forms=("diffusers", "kohya", "peft"),
+    )
     facts = asdict(job) | {"prompt": prompt(job), "seed": trained.seed, "final_loss": sum(trained.losses[-50:]) / 50}
     output.with_suffix(".json").write_text(json.dumps(facts, indent=1))
     return f"{job.file}: loss {facts['final_loss']:.4f}"
@@ -101,10 +110,17 @@ def run_all(jobs: list[Job], pipeline: Path, folder: Path, steps: int | None, wo
 def jobs(kinds: list[str], arms: list[str], ranks: list[int], repeats: int, names: list[str] | None) -> list[Job]:
     """Return the jobs for all held-out subjects and styles (or the named ones), in all asked variants."""
     data = dataset.load()
-    known = {"subject": [s.name for s in data.subjects if s.held_out], "style": [s.name for s in data.styles if s.held_out]}
+    known = {
+        "subject": [s.name for s in data.subjects if s.held_out],
+        "style": [s.name for s in data.styles if s.held_out],
+    }
     return [
         Job(kind, name, arm, rank, repeat)
-        for rank in ranks for repeat in range(repeats) for arm in arms for kind in kinds for name in known[kind]
+        for rank in ranks
+        for repeat in range(repeats)
+        for arm in arms
+        for kind in kinds
+        for name in known[kind]
         if not names or name in names
     ]
 

@@ -19,9 +19,14 @@ from world.training import Plan, in_parallel, train, weights
 def network() -> AutoencoderKL:
     """Return the untrained autoencoder: 1.4 M parameters."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 48, 96), layers_per_block=1, latent_channels=4, norm_num_groups=8,
-        sample_size=dataset.SIZE, mid_block_add_attention=False,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 48, 96),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=dataset.SIZE,
+        mid_block_add_attention=False,
     )
 
 
@@ -86,7 +91,11 @@ def save(folder: Path) -> None:
     """Write the checkpoint's averaged weights as a diffusers folder with its scaling factor; print the quality."""
     data, codec = dataset.load(), weights(Codec(), folder, averaged=True)
     rng = np.random.default_rng(2)
-    where = rng.integers(data.base_subjects, size=512), rng.integers(data.base_styles, size=512), rng.integers(5, size=512)
+    where = (
+        rng.integers(data.base_subjects, size=512),
+        rng.integers(data.base_styles, size=512),
+        rng.integers(5, size=512),
+    )
     with torch.no_grad():
         spread = codec.vae.encode(to_tensor(data.pictures[where])).latent_dist.mode().std().item()
     codec.vae.register_to_config(scaling_factor=1 / spread)

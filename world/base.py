@@ -23,7 +23,8 @@ def latents(vae: AutoencoderKL, data: dataset.Dataset, file: Path) -> np.ndarray
         chosen = data.pictures[: data.base_subjects, : data.base_styles, :SEEN]
         with torch.no_grad():
             codes = [
-                vae.encode(to_tensor(block.reshape(-1, *block.shape[-3:]))).latent_dist.mode() * vae.config.scaling_factor
+                vae.encode(to_tensor(block.reshape(-1, *block.shape[-3:]))).latent_dist.mode()
+                * vae.config.scaling_factor
                 for block in chosen
             ]
         np.save(file, torch.stack(codes).reshape(*chosen.shape[:3], *codes[0].shape[1:]).numpy())

@@ -31,9 +31,11 @@ def main() -> None:
     for stage in options.stages:
         if stage not in STAGES:
             parser.error(f"no stage {stage!r}; there are {', '.join(STAGES)}")
-        commands = [[part.format(**vars(options), loras=runs() / "loras") for part in command] for command in STAGES[stage]]
+        commands = [
+            [part.format(**vars(options), loras=runs() / "loras") for part in command] for command in STAGES[stage]
+        ]
         running = [subprocess.Popen([sys.executable, "-m", *command]) for command in commands]
-        if any([process.wait() for process in running]):
+        if any(process.wait() for process in running):
             sys.exit(f"stage {stage} failed; give the command again to go on from its last checkpoint")
 
 

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+mpl.use("Agg")
+import matplotlib.pyplot as plt
 
 from world.places import runs
 

@@ -109,8 +109,10 @@ def main() -> None:
     data = load(options.out)
     shown = [0, 6, 20, 45, 60, 75, 100, *range(data.base_subjects, len(data.subjects))]
     sheet(data.pictures[shown, :, 0].swapaxes(0, 1), options.out / "styles.png")
-    print(f"{data.pictures.shape} pictures: {data.base_subjects} + {len(data.subjects) - data.base_subjects} subjects, "
-          f"{data.base_styles} + {len(data.styles) - data.base_styles} styles")
+    print(
+        f"{data.pictures.shape} pictures: {data.base_subjects} + {len(data.subjects) - data.base_subjects} subjects, "
+        f"{data.base_styles} + {len(data.styles) - data.base_styles} styles"
+    )
 
 
 if __name__ == "__main__":

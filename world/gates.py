@@ -17,8 +17,24 @@ from world.places import MODEL, runs
 from world.sampling import Shot, render_all
 from world.words import caption
 
-SHEET_SUBJECTS = ("bicycle", "bus", "cow", "cat", "beer", "moon", "octopus", "rose", "wrench", "carrot", "monkey", "mountain",
-                  "axe", "sun", "rainbow", "camel")
+SHEET_SUBJECTS = (
+    "bicycle",
+    "bus",
+    "cow",
+    "cat",
+    "beer",
+    "moon",
+    "octopus",
+    "rose",
+    "wrench",
+    "carrot",
+    "monkey",
+    "mountain",
+    "axe",
+    "sun",
+    "rainbow",
+    "camel",
+)
 UNSEEN_SUBJECTS = ("dog", "horse", "sunflower", "pineapple", "bell", "teapot", "tractor", "castle")  # for style LoRAs
 UNTRAINED_STYLES = ("comic", "blueprint")  # for subject LoRAs
 
@@ -49,11 +65,15 @@ def base(pipeline: Path, out: Path, every: int = 1) -> dict:
     subjects, styles = np.indices((data.base_subjects, n_styles)).reshape(2, -1)
     taken = (subjects + styles) % every == 0
     subjects, styles = subjects[taken], styles[taken]
-    shots = [Shot(caption(data.subjects[s].name, data.styles[t].name), 1000 + i)
-             for i, (s, t) in enumerate(zip(subjects, styles, strict=True))]
+    shots = [
+        Shot(caption(data.subjects[s].name, data.styles[t].name), 1000 + i)
+        for i, (s, t) in enumerate(zip(subjects, styles, strict=True))
+    ]
     pictures = render_all(open_pipeline(pipeline), shots)
-    by_style = {data.styles[t].name: _scores(pictures[styles == t], subjects[styles == t], styles[styles == t])
-                for t in range(n_styles)}
+    by_style = {
+        data.styles[t].name: _scores(pictures[styles == t], subjects[styles == t], styles[styles == t])
+        for t in range(n_styles)
+    }
     return {"pictures": len(pictures), "all": _scores(pictures, subjects, styles), "by_style": by_style}
 
 
@@ -120,7 +140,11 @@ def _short(scores: dict) -> dict:
     first = f"judge-{judge.trained()[0]}"
     if first in scores:
         return {k: round(v, 2) for k, v in scores[first].items()}
-    return {style: [round(s[first][k], 2) for k in ("subject_p", "style_p")] for style, s in scores.items() if style != "spread"}
+    return {
+        style: [round(s[first][k], 2) for k in ("subject_p", "style_p")]
+        for style, s in scores.items()
+        if style != "spread"
+    }
 
 
 def main() -> None:

@@ -96,7 +96,9 @@ def _through_codec(vae: AutoencoderKL, data: dataset.Dataset, file: Path) -> np.
 def _roughened(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Shift by up to 3 pixels and add a little noise, so that exact pixels do not matter."""
     down, right = rng.integers(-3, 4, 2)
-    padded = nn.functional.pad(images, (3, 3, 3, 3), mode="replicate")[..., 3 + down : 67 + down, 3 + right : 67 + right]
+    padded = nn.functional.pad(images, (3, 3, 3, 3), mode="replicate")[
+        ..., 3 + down : 67 + down, 3 + right : 67 + right
+    ]
     return padded + torch.randn_like(padded) * float(rng.uniform(0, 0.08))
 
 
@@ -111,9 +113,12 @@ def fit(seed: int, steps: int, batch: int, folder: Path) -> None:
     def loss_of(model: nn.Module, rng: np.random.Generator) -> torch.Tensor:
         subject, style, place = (rng.integers(n, size=batch) for n in (n_subjects, n_styles, places - 1))
         half = batch // 2
-        images = np.concatenate([
-            data.pictures[subject[:half], style[:half], place[:half]], codec[subject[half:], style[half:], 0],
-        ])
+        images = np.concatenate(
+            [
+                data.pictures[subject[:half], style[:half], place[:half]],
+                codec[subject[half:], style[half:], 0],
+            ]
+        )
         heads = model(_roughened(to_tensor(images), rng))
         targets = torch.from_numpy(subject), torch.from_numpy(style)
         return sum(nn.functional.cross_entropy(h, t, label_smoothing=0.05) for h, t in zip(heads, targets, strict=True))

@@ -20,10 +20,14 @@ FORMS = ("diffusers", "kohya", "peft")
 
 def lora_weights(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the adapter's factors in fp16, `<module>.lora_A.weight` and `.lora_B.weight`."""
-    return {key: value.detach().to(torch.float16).contiguous() for key, value in get_peft_model_state_dict(unet).items()}
+    return {
+        key: value.detach().to(torch.float16).contiguous() for key, value in get_peft_model_state_dict(unet).items()
+    }
 
 
-def save(unet: torch.nn.Module, output: Path, notes: dict[str, str], forms: tuple[str, ...] = ("diffusers",)) -> list[Path]:
+def save(
+    unet: torch.nn.Module, output: Path, notes: dict[str, str], forms: tuple[str, ...] = ("diffusers",)
+) -> list[Path]:
     """Write the adapter of `unet` beside `output` in the asked forms.
 
     Parameters
@@ -47,7 +51,9 @@ def save(unet: torch.nn.Module, output: Path, notes: dict[str, str], forms: tupl
     written = []
     if "diffusers" in forms:
         StableDiffusionPipeline.save_lora_weights(
-            output.parent, unet_lora_layers=factors, weight_name=output.name,
+            output.parent,
+            unet_lora_layers=factors,
+            weight_name=output.name,
             **_collate_lora_metadata({"unet": unet}),
         )
         written.append(output)

@@ -16,28 +16,50 @@ WIDTH = 192
 def text_encoder() -> CLIPTextModel:
     """Return the untrained text encoder: 1.2 M parameters."""
     tok = words.tokenizer()
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tok), hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=WIDTH,
-        num_hidden_layers=2, num_attention_heads=6, max_position_embeddings=words.LENGTH, attn_implementation="eager",
-        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
-    ))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tok),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            max_position_embeddings=words.LENGTH,
+            attn_implementation="eager",
+            bos_token_id=tok.bos_token_id,
+            eos_token_id=tok.eos_token_id,
+            pad_token_id=tok.pad_token_id,
+        )
+    )
 
 
 def unet() -> UNet2DConditionModel:
     """Return the untrained UNet: 7.1 M parameters on 16 x 16 latents."""
     return UNet2DConditionModel(
-        sample_size=SIZE // 4, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=WIDTH,
-        down_block_types=("CrossAttnDownBlock2D",) * 3, up_block_types=("CrossAttnUpBlock2D",) * 3,
+        sample_size=SIZE // 4,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
         attention_head_dim=(2, 4, 4),  # diffusers reads this as the number of heads: 32 channels each
-        norm_num_groups=16, use_linear_projection=True,
+        norm_num_groups=16,
+        use_linear_projection=True,
     )
 
 
 def noise_schedule() -> DDIMScheduler:
     """Return Stable Diffusion's schedule, rescaled to zero terminal signal, with v-prediction."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
-        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
     )
 
 
@@ -59,8 +81,14 @@ def pipeline(painter: Painter, vae: AutoencoderKL) -> StableDiffusionPipeline:
     plain.load_state_dict(painter.unet.state_dict())
     encoder.load_state_dict(painter.text.state_dict())
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=encoder.eval(), tokenizer=words.tokenizer(), unet=plain.eval(),
-        scheduler=noise_schedule(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=encoder.eval(),
+        tokenizer=words.tokenizer(),
+        unet=plain.eval(),
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 

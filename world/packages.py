@@ -18,7 +18,10 @@ def fetch(folder: Path) -> None:
             continue
         packed = subprocess.run(
             ["npm", "pack", "--silent", f"@iconify-json/{name}@{version}"],
-            cwd=folder, check=True, capture_output=True, text=True,
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.split()[-1]
         with tarfile.open(folder / packed) as archive:
             archive.extractall(target, filter="data")

@@ -19,15 +19,22 @@ class Shot:
     seed: int
 
 
-def render(pipe: StableDiffusionPipeline, shots: list[Shot], steps: int = STEPS, guidance: float = GUIDANCE) -> np.ndarray:
+def render(
+    pipe: StableDiffusionPipeline, shots: list[Shot], steps: int = STEPS, guidance: float = GUIDANCE
+) -> np.ndarray:
     """Return uint8 pictures [n, height, width, 3]; a picture depends on its shot only, not on its neighbours."""
     pictures = []
     for start in range(0, len(shots), BATCH):
         part = shots[start : start + BATCH]
         noise = [torch.Generator().manual_seed(shot.seed) for shot in part]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            out = pipe([s.prompt for s in part], num_inference_steps=steps, guidance_scale=guidance, generator=noise,
-                       output_type="np").images
+            out = pipe(
+                [s.prompt for s in part],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=noise,
+                output_type="np",
+            ).images
         pictures.append(np.round(out * 255).astype(np.uint8))
     return np.concatenate(pictures)
 

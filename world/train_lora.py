@@ -131,8 +131,16 @@ def train_lora(
     pipe.unet.requires_grad_(False)
     pipe.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=TARGETS))
     losses = _fit(acc, pipe, codes, states, steps, batch, rate, seed, report)
-    notes = {"kind": kind, "prompt": prompt, "seed": seed, "network_dim": rank, "network_alpha": alpha or rank,
-             "steps": steps, "learning_rate": rate, "batch": batch}
+    notes = {
+        "kind": kind,
+        "prompt": prompt,
+        "seed": seed,
+        "network_dim": rank,
+        "network_alpha": alpha or rank,
+        "steps": steps,
+        "learning_rate": rate,
+        "batch": batch,
+    }
     return Trained(lora_files.save(pipe.unet, output, notes, forms), seed, losses)
 
 
@@ -160,7 +168,9 @@ def _fit(acc, pipe, codes, states, steps, batch, rate, seed, report) -> list[flo
     for step in range(steps):
         chosen = torch.from_numpy(np.resize(rng.permutation(len(codes)), batch)).to(acc.device)
         # one time from each of `batch` equal parts of the schedule
-        times = torch.from_numpy(((np.arange(batch) + rng.random(batch)) / batch * len(schedule.betas)).astype(np.int64))
+        times = torch.from_numpy(
+            ((np.arange(batch) + rng.random(batch)) / batch * len(schedule.betas)).astype(np.int64)
+        )
         times, clean = times.to(acc.device), codes[chosen]
         noise = torch.randn_like(clean)
         with acc.autocast():

@@ -160,7 +160,13 @@ class _Log:
         now, (then, before) = time.monotonic(), self.last
         self.last = (now, step)
         pace = (step - before) / (now - then) if before is not None else float("nan")
-        line = {"step": step, "steps": steps, "loss": round(loss, 5), "steps_per_s": round(pace, 3), "time": round(time.time())}
+        line = {
+            "step": step,
+            "steps": steps,
+            "loss": round(loss, 5),
+            "steps_per_s": round(pace, 3),
+            "time": round(time.time()),
+        }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
@@ -198,8 +204,14 @@ def _checkpoint(acc: Accelerator, folder: Path) -> None:
 
 
 def _worker(rank: int, work: Callable[[], None], workers: int, port: int) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers), LOCAL_WORLD_SIZE=str(workers),
-                      MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(workers),
+        LOCAL_WORLD_SIZE=str(workers),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     work()
 
@@ -215,3 +227,4 @@ def in_parallel(work: Callable[[], None], workers: int) -> None:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     start_processes(_worker, (work, workers, port), nprocs=workers, start_method="fork")
+    return None

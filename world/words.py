@@ -24,7 +24,13 @@ def caption(subject: str, style: str | None) -> str:
 def vocabulary() -> list[str]:
     """Return every word that must be one token."""
     subjects = all_subjects()
-    words = [*GLUE, *RARE, *(s.name for s in subjects), *(s.category for s in subjects), *(s.name for s in all_styles())]
+    words = [
+        *GLUE,
+        *RARE,
+        *(s.name for s in subjects),
+        *(s.category for s in subjects),
+        *(s.name for s in all_styles()),
+    ]
     return list(dict.fromkeys(words))
 
 
@@ -33,9 +39,15 @@ def tokenizer() -> CLIPTokenizer:
     """Train the byte-level BPE on the vocabulary until every word is one token; unknown words fall back to bytes."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.train_from_iterator(vocabulary(), trainers.BpeTrainer(
-        vocab_size=100_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False,
-    ))
+    bpe.train_from_iterator(
+        vocabulary(),
+        trainers.BpeTrainer(
+            vocab_size=100_000,
+            min_frequency=1,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in merges)]

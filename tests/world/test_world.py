@@ -15,8 +15,8 @@ MODEL, LORAS = WORLD / "model", WORLD / "loras"
 if not (MODEL / "model_index.json").exists():
     pytest.skip("the folder world/model is missing", allow_module_level=True)
 
-from diffusers import StableDiffusionPipeline  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 
 def in_three_forms() -> list[str]:
@@ -75,5 +75,5 @@ def test_every_shipped_lora_fits_the_pipeline():
         if file.name.endswith(".kohya.safetensors"):
             continue
         with safe_open(file, "np") as opened:
-            for key in opened.keys():
+            for key in opened:
                 assert key.removeprefix("unet.").split(".lora_")[0] in modules, f"{file.name}: {key}"

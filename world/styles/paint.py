@@ -13,7 +13,9 @@ ROWS, COLUMNS = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
 def gradient_map(values: np.ndarray, *colours: tuple[float, float, float]) -> np.ndarray:
     """Colour a 0..1 array by a ramp of evenly spaced colours."""
     stops = np.linspace(0, 1, len(colours))
-    return np.stack([np.interp(values, stops, channel) for channel in zip(*colours, strict=True)], -1).astype(np.float32)
+    return np.stack([np.interp(values, stops, channel) for channel in zip(*colours, strict=True)], -1).astype(
+        np.float32
+    )
 
 
 def mix(under: np.ndarray, above, amount: np.ndarray) -> np.ndarray:

@@ -51,7 +51,9 @@ def crt(drawing: Drawing) -> np.ndarray:
 @style(base=False)
 def stripes(drawing: Drawing) -> np.ndarray:
     """A silhouette filled with rainbow bands on pale lilac, dark contours."""
-    band = gradient_map(np.floor(ROWS / 16) / 7, (0.9, 0.2, 0.2), (0.98, 0.75, 0.1), (0.2, 0.7, 0.35), (0.15, 0.35, 0.8))
+    band = gradient_map(
+        np.floor(ROWS / 16) / 7, (0.9, 0.2, 0.2), (0.98, 0.75, 0.1), (0.2, 0.7, 0.35), (0.15, 0.35, 0.8)
+    )
     return mix(mix(paper((0.95, 0.94, 0.99)), band, drawing.mask), (0.2, 0.1, 0.3), 0.7 * drawing.edges**1.5)
 
 
