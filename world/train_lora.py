@@ -25,7 +25,7 @@ from world import lora_files
 from world.networks import open_pipeline
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-STEPS = {"subject": 300, "style": 300}
+STEPS = {"subject": 200, "style": 300}
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
