@@ -98,7 +98,7 @@ def train_lora(
     images : pathlib.Path
         Folder of pictures; see `captioned` for how each gets its caption.
     prompt : str
-        Caption, with a rare word for what is new ("a sks animal in flat style", "a {name} in stl style").
+        Caption, with a rare word for what is new ("a sks in flat style", "a {name} in stl style").
     kind : str
         "subject" or "style": chooses the default number of steps and is noted in the file.
     output : pathlib.Path

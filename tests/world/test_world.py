@@ -25,7 +25,7 @@ def in_three_forms() -> list[str]:
     return [f.stem for f in plain if f.with_suffix(".kohya.safetensors").exists() and f.with_suffix(".peft").is_dir()]
 
 
-def pictures(load=None, prompts=("a cat in flat style", "a sks animal in comic style"), steps=4):
+def pictures(load=None, prompts=("a cat in flat style", "a sks in comic style"), steps=4):
     """Two small pictures of a fresh pipeline after `load(pipe)`."""
     import torch
 
