@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 np = pytest.importorskip("numpy")
-pytest.importorskip("diffusers", reason="diffusers is not installed (pip install 'nplora[world]')")
+pytest.importorskip("diffusers", reason="diffusers is not installed (make venv installs it)")
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("peft", reason="peft is not installed")
 
