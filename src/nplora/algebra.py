@@ -173,13 +173,18 @@ def thin_svd(B: Array, A: Array) -> tuple[Array, Array, Array]:
 
     Returns:
         U (out, r), s (r,) descending, V (n, r): ``B A = U diag(s) V^T``. Where r exceeds out or n the
-        rank axis is the smaller one. Singular values are exact to ``max(out, n) * 2^-52 * s_1``.
+        rank axis is the smaller one. Singular values are exact to about ``max(out, n, r) * 2^-52 * sum_k |B_k| |A_k|``
+        (columns of B, rows of A); smaller ones are set to zero.
     """
     xp = namespace(B)
-    Q_b, R_b = xp.linalg.qr(double(B))
-    Q_a, R_a = xp.linalg.qr(transpose(double(A)))
+    B, A = double(B), double(A)
+    Q_b, R_b = xp.linalg.qr(B)
+    Q_a, R_a = xp.linalg.qr(transpose(A))
     u, s, vt = xp.linalg.svd(R_b @ transpose(R_a), full_matrices=False)
-    return Q_b @ u, s, Q_a @ transpose(vt)
+    # Ranks that cancel in the product leave rounding of their own size behind, whatever is left of the product.
+    size = xp.sum(xp.sqrt(xp.sum(B * B, axis=0)) * xp.sqrt(xp.sum(A * A, axis=1)))
+    noise = max(B.shape[0], *A.shape) * xp.finfo(s.dtype).eps * size
+    return Q_b @ u, xp.where(s > noise, s, xp.zeros_like(s)), Q_a @ transpose(vt)
 
 
 def numerical_rank(s: Array, size: tuple[int, int]) -> int:

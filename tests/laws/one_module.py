@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
@@ -58,6 +58,17 @@ def projected(subject: Factors, style: Factors, mu: float, directions="all"):
 
 def transposed(module: Factors) -> Factors:
     return Factors(module.down.T, module.up.T, module.scale)
+
+
+def invertible(rng, rank):
+    """Neither orthogonal nor ill-conditioned."""
+    return np.linalg.qr(rng.standard_normal((rank, rank)))[0] * rng.uniform(0.2, 5.0, rank)
+
+
+def regauged(rng, module: Factors) -> Factors:
+    """(B G^-1, G A): the same update from other factors."""
+    G = invertible(rng, module.rank)
+    return replace(module, up=module.up.astype(np.float64) @ np.linalg.inv(G), down=G @ module.down.astype(np.float64))
 
 
 # ------------------------------------------------------------------------------------------ what is drawn

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from laws.making import Factors, g_of, protected, reference, relative
+from laws.making import g_of, protected, reference, relative
 from laws.one_module import (
     EXACT,
     MUS,
@@ -21,6 +21,7 @@ from laws.one_module import (
     pairs,
     project,
     projected,
+    regauged,
     run,
     size_of,
     strengths,
@@ -134,17 +135,6 @@ def test_rho_protected_and_chance_are_those_of_the_dense_matrices(pair, mu):
     assert found.rho == pytest.approx(np.linalg.norm(dW_c @ V) ** 2 / energy if energy else 0.0, rel=1e-3, abs=1e-6)
     assert found.subject == pytest.approx(energy, rel=1e-3)
     assert found.style == pytest.approx(np.linalg.norm(dW_s) ** 2, rel=1e-3)
-
-
-def invertible(rng, rank):
-    """Neither orthogonal nor ill-conditioned."""
-    return np.linalg.qr(rng.standard_normal((rank, rank)))[0] * rng.uniform(0.2, 5.0, rank)
-
-
-def regauged(rng, module: Factors) -> Factors:
-    """(B G^-1, G A): the same update from other factors."""
-    G = invertible(rng, module.rank)
-    return replace(module, up=module.up.astype(np.float64) @ np.linalg.inv(G), down=G @ module.down.astype(np.float64))
 
 
 @given(pairs(), mus, st.integers(0, 2**32), st.sampled_from(["subject", "style", "both"]))

@@ -16,6 +16,7 @@ from laws.one_module import (
     fused_delta,
     fusion,
     projected,
+    regauged,
     run,
 )  # fmt: skip
 
@@ -132,6 +133,18 @@ def test_ranks_that_cancel_in_the_product_are_dead_too(rng, mu):
     X, _, count = run(subject, style, mu)
     assert count == 1
     assert relative(X, attenuated(subject.dense(), protected(style.dense()), mu)) < EXACT
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rounding_that_other_factors_of_one_update_leave_behind_is_no_direction(seed):
+    """Twenty ranks of which nineteen are dead, behind a change of basis: what is left of them is noise."""
+    rng = np.random.default_rng(seed)
+    style = factors(rng, 3, 2, 20, dtype="F64")
+    style.up[:, :19] = 0
+    subject, other = factors(rng, 3, 2, 3, dtype="F64"), regauged(rng, style)
+    X, _, count = run(subject, other, inf)
+    assert count == 1
+    assert relative(X, projected(subject, style, inf), np.linalg.norm(subject.dense())) < 1e-9
 
 
 # ------------------------------------------------------------------------------------------ regimes
