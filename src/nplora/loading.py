@@ -75,6 +75,11 @@ def _group(file: TensorFile) -> tuple[dict[str, Group], dict[str, Tensor]]:
                 continue  # refused below, whatever else is wrong
         _put(tensors.setdefault(found.module, {}), found, tensor, file.path)
         suffixes.setdefault(found.module, {})[found.role] = found.suffix
+    for key in [key for key in others if key.endswith(".weight")]:
+        module = key.removesuffix(".weight")
+        if "ia3_on_input" in tensors.get(module, {}):  # only beside that key is a plain weight IA3's
+            tensors[module]["ia3_weight"] = others.pop(key)
+            suffixes[module]["ia3_weight"] = ".weight"
     if len(names) > 1:
         raise InputError(
             "the file holds several adapters", file=file.path, expected="one adapter", got=", ".join(sorted(names)),

@@ -135,13 +135,14 @@ def test_ranks_that_cancel_in_the_product_are_dead_too(rng, mu):
     assert relative(X, attenuated(subject.dense(), protected(style.dense()), mu)) < EXACT
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(20))
 def test_rounding_that_other_factors_of_one_update_leave_behind_is_no_direction(seed):
-    """Twenty ranks of which nineteen are dead, behind a change of basis: what is left of them is noise."""
+    """Thirty ranks of which all but one are dead, with large rows in A, behind a change of basis: the rest is noise."""
     rng = np.random.default_rng(seed)
-    style = factors(rng, 3, 2, 20, dtype="F64")
-    style.up[:, :19] = 0
-    subject, other = factors(rng, 3, 2, 3, dtype="F64"), regauged(rng, style)
+    style = factors(rng, 6, 8, 30, dtype="F64")
+    style.up[:, :29] = 0
+    style.down[:29] *= 100
+    subject, other = factors(rng, 6, 8, 3, dtype="F64"), regauged(rng, style)
     X, _, count = run(subject, other, inf)
     assert count == 1
     assert relative(X, projected(subject, style, inf), np.linalg.norm(subject.dense())) < 1e-9

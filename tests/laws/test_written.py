@@ -13,8 +13,8 @@ import nplora
 from laws.making import Factors, allowed, factors, folder, kohya_tensors, peft_tensors, read, reference, relative, write
 
 SD15 = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.{}"
-SDXL = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.{}"
-SGM = "input_blocks.4.1.transformer_blocks.0.attn1.{}"
+SDXL = "down_blocks.1.attentions.0.transformer_blocks.1.attn1.{}"  # depth 2: no other base has it
+SGM = "input_blocks.4.1.transformer_blocks.1.attn1.{}"
 LEAVES = ("to_q", "to_k", "to_v", "to_out.0")
 BASES = {
     "sd15": (SD15, SD15, 320), "sdxl, diffusers blocks": (SDXL, SDXL, 640), "sdxl, sgm blocks": (SGM, SDXL, 640)
@@ -121,6 +121,32 @@ def test_three_of_the_four_factors_are_copied_byte_for_byte(tmp_path, mu, dtype)
         assert np.array_equal(up, np.hstack([subject[leaf].up, style[leaf].up]))
         assert np.array_equal(down[4:], style[leaf].down)
         assert np.array_equal(down[:4], subject[leaf].down) == (mu == 0)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+def test_kohya_to_diffusers_to_peft_to_kohya_is_the_same_update(tmp_path, base, dtype):
+    """The alphas differ by powers of two, so no rounding hides a fault; SDXL comes back in sd-scripts' own names."""
+    spelling, canonical, width = BASES[base]
+    modules = several(np.random.default_rng(13), width, (4, 4, 2, 1), (0.5, 0.25, 1.0, 2.0), dtype)
+    steps = [
+        kohya_file(tmp_path / "a.safetensors", spelling, modules),
+        tmp_path / "b.safetensors",
+        tmp_path / "c",
+        tmp_path / "d.safetensors",
+    ]
+    for source, target, format in zip(steps, steps[1:], ("diffusers", "peft", "kohya"), strict=False):
+        nplora.convert(nplora.load(source), target, format=format)
+    names = SGM if base.startswith("sdxl") else canonical
+    assert read(steps[-1])[0].keys() == {
+        f"lora_unet_{names.format(leaf)}".replace(".", "_") + suffix
+        for leaf in LEAVES
+        for suffix in (".lora_up.weight", ".lora_down.weight", ".alpha")
+    }
+    for step in steps:
+        adapter = nplora.load(step)
+        for leaf, module in modules.items():
+            assert relative(adapter["unet." + canonical.format(leaf)].delta(), module.dense()) < 1e-6
 
 
 # ------------------------------------------------------------------------------------------ diffusers
