@@ -125,15 +125,9 @@ class _Hashes:
 
 def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, Overlap]:
     """Run the projections and write every tensor."""
-    waiting: dict[str, list[Band]] = {}
-    still: list[Band] = []
-    for band in target.plan.bands:
-        job = band.job
-        if job is not None:
-            waiting.setdefault(job, []).append(band)
-        else:
-            still.append(band)
+    waiting, still = _by_job(target.plan.bands)
     companions = _companions(still, target.plan, fusion)
+    _check_lone_parts(target.plan, fusion)
 
     def emit(job: Job, projected: NDArray[np.generic] | None) -> None:
         for band in (*waiting.get(job.key, ()), *companions.get(job.key, ())):
@@ -160,6 +154,28 @@ def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, O
     for tensor in target.loose.tensors:
         writer.write(tensor.key, tensor.read())
     return overlaps
+
+
+def _by_job(bands: Sequence[Band]) -> tuple[dict[str, list[Band]], list[Band]]:
+    """Bands by the projection that they wait for, and those that wait for none."""
+    waiting: dict[str, list[Band]] = {}
+    still: list[Band] = []
+    for band in bands:
+        (still if band.job is None else waiting.setdefault(band.job, [])).append(band)
+    return waiting, still
+
+
+def _check_lone_parts(plan: Plan, fusion: Fused) -> None:
+    """Parts of a fused projection that no projection reads, beside parts that one does: nothing else looks at them."""
+    if fusion.parameters["allow_nonfinite"]:
+        return
+    joined = {plan.modules[module.name] for module in fusion.modules.values() if module.job}
+    for module in fusion.modules.values():
+        if module.job is None and plan.modules.get(module.name) in joined:
+            for update in (member.update for member in module.modules):
+                if isinstance(update, LowRank):
+                    check_finite(update.up, module.name)
+                    check_finite(update.down, module.name)
 
 
 def _companions(still: Sequence[Band], plan: Plan, fusion: Fused) -> dict[str, list[Band]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,29 @@ def test_a_partial_group_leaves_zeros_for_the_parts_that_are_not_there(tmp_path,
         rows = sampled(start, stop)
         wanted = rows_of(module, rows) / module.scale if name in present else np.zeros((12, WIDTH))
         assert relative(rows_of(written, rows), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("side", ["up", "down"])
+def test_a_nan_in_a_part_beside_a_projected_one_is_found(tmp_path, side):
+    subject, style = (
+        {name: piece for name, piece in split(DOUBLE, made(seed)).items() if name.endswith(present)}
+        for seed, present in ((5, ("to_q",)), (6, ("to_q", "to_k")))
+    )
+    lone = next(name for name in style if name.endswith("to_k"))
+    broken = np.array(getattr(style[lone], side))
+    broken[0, 0] = np.nan
+    style[lone] = replace(style[lone], **{side: broken})
+    paths = [
+        write(
+            tmp_path / f"{role}.safetensors",
+            peft_tensors({"transformer." + name: piece for name, piece in parts.items()}),
+        )
+        for role, parts in (("c", subject), ("s", style))
+    ]
+    with pytest.raises(nplora.InputError, match="NaN or infinite") as error:
+        nplora.fuse(*map(nplora.load, paths)).save(tmp_path / "o.safetensors", format="kohya")
+    assert "to_k" in error.value.key
+    assert not (tmp_path / "o.safetensors").exists()
 
 
 def test_parts_with_downs_of_their_own_are_joined_block_by_block(tmp_path):
