@@ -1,16 +1,18 @@
 """Fusion methods: each a pure function in its own file, found by scanning this folder.
 
-A method turns the Gram matrices of one module (or a batch) into coefficients ``C`` (r_c, r_s): the fused
-subject is ``A_c' = A_c - C A_s``. This is the general data-free operator ``X = D_c C_c (C_c + mu C_s)^-1``
-with ``C_c = I`` and ``C_s`` in the span of the style's rows; a new method supplies another ``C``.
-To add one, write one file with a function decorated by `method`; nothing else changes.
+There are two sorts. To add one, write one file with a function under one of the two decorators; nothing else changes.
+
+- A *projection* (`method`) turns the Gram matrices of one module (or a batch) into coefficients ``C`` (r_c, r_s): the
+  fused subject is ``A_c' = A_c - C A_s``, every other factor stays as it is. This is the general data-free operator
+  ``X = D_c C_c (C_c + mu C_s)^-1`` with ``C_c = I`` and ``C_s`` in the span of the style's rows.
+- A *merge* (`merge`) turns the updates of one module from any number of adapters into one low-rank product.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +20,7 @@ from ..algebra import Array, Grams
 from ..parameters import Parameter
 
 Function = Callable[..., "Result"]
+MergeFunction = Callable[..., "Product"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,79 @@ def method(name: str, *, title: str, reference: str, parameters: tuple[Parameter
     return register
 
 
+@dataclass(frozen=True)
+class Part:
+    """One adapter's share in one module: its update is ``dW = up @ down``, and ``weight`` is its strength.
+
+    ``up`` (out, r) and ``down`` (r, n) hold the adapter's own scale (alpha / r) already; float64 unless the device
+    has none.
+    """
+
+    up: Array
+    down: Array
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a merge returns for one module: ``dW = up @ down`` with ``up`` (out, k) and ``down`` (k, n).
+
+    ``error`` is ``||dW - D||_F`` against the method's definition D: 0 where the factors are exact, the residual of the
+    truncation elsewhere.
+    """
+
+    up: Array
+    down: Array
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A registered merge: its function, its parameters as data, its reference and what it promises."""
+
+    name: str
+    title: str
+    reference: str
+    formula: str
+    guarantee: str
+    parameters: tuple[Parameter, ...]
+    function: MergeFunction
+
+    def __call__(self, parts: Sequence[Part], *, seed: int = 0, **values: object) -> Product:
+        """Merge one module.
+
+        Args:
+            parts: one for each adapter that changes the module, in the order given (the last is the most protected).
+            seed: of this module (the caller mixes the run's seed and the module's name, so that results do not depend
+                on the order of modules); methods without randomness take no notice.
+            **values: the method's parameters.
+        """
+        return self.function(parts, seed=seed, **values)
+
+
+def merge(
+    name: str, *, title: str, reference: str, formula: str, guarantee: str, parameters: tuple[Parameter, ...] = ()
+) -> Callable[[MergeFunction], Merge]:
+    """Register the decorated function ``(parts, *, seed, **parameters) -> Product`` as a merge."""
+
+    def register(function: MergeFunction) -> Merge:
+        return Merge(name, title, reference, formula, guarantee, parameters, function)
+
+    return register
+
+
+@lru_cache(maxsize=1)
+def all_merges() -> dict[str, Merge]:
+    """Every merge, by name."""
+    return {value.name: value for value in _found() if isinstance(value, Merge)}
+
+
 @lru_cache(maxsize=1)
 def all_methods() -> dict[str, Method]:
-    """Every method, by name."""
-    found = {}
+    """Every projection, by name."""
+    return {value.name: value for value in _found() if isinstance(value, Method)}
+
+
+def _found() -> Iterator[object]:
     for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        for value in vars(module).values():
-            if isinstance(value, Method):
-                found[value.name] = value
-    return found
+        yield from vars(importlib.import_module(f"{__name__}.{info.name}")).values()
