@@ -89,7 +89,11 @@ class TensorFile:
         }
 
     def sha256(self) -> str:
-        """SHA-256 of the whole file, in hex."""
+        """SHA-256 of the whole file, in hex; computed once."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         import hashlib
 
         digest = hashlib.sha256()
