@@ -488,9 +488,9 @@ def test_a_file_that_does_not_read_back_is_not_put_in_place(
     before = listing(tmp_path)
     real = TensorWriter._read_back
 
-    def damaged(writer: TensorWriter) -> None:
+    def damaged(writer: TensorWriter, beginning: bytes) -> None:
         damage(writer._temporary)
-        real(writer)
+        real(writer, beginning)
 
     monkeypatch.setattr(TensorWriter, "_read_back", damaged)
     with pytest.raises(nplora.OutputError) as caught:

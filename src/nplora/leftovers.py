@@ -21,8 +21,8 @@ class LeftOut(dict[str, str]):
 
     def account(self, role: str, keys: Iterable[str], consumed: Iterable[str]) -> None:
         """Enter every key of an input that nothing consumed and no reason names: such a loss must be seen."""
-        named = {key for known, key in self.known if known == role}
-        lost = [key for key in keys if key not in named.union(consumed)]
+        explained = {key for known, key in self.known if known == role}.union(consumed)
+        lost = [key for key in keys if key not in explained]
         self.add(role, lost, "nothing in nplora read it; please report this file")
 
     def add(self, role: str, keys: Iterable[str], why: str) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,47 +79,19 @@ def _describe(target: Target, title: str, inputs: Mapping[str, Adapter]) -> None
 
 
 def _write(target: Target, fusion: Fused, inputs: Mapping[str, Adapter], overwrite: bool) -> dict[str, Any]:
-    hashes = _Hashes(inputs)
-    provisional = {**target.metadata, **recipe(fusion, target, hashes.placeholder(), None)}
+    files = {role: adapter.file for role, adapter in inputs.items() if adapter.file is not None}
+    for file in files.values():
+        file.begin_sha256()
+    provisional = {**target.metadata, **recipe(fusion, target, dict.fromkeys(files, "0" * 64), None)}
     with (
-        hashes,
         TensorWriter(target.path, target.specs, provisional, overwrite=overwrite, beside=target.beside) as writer,
         one_blas_thread() if fusion.jobs else nullcontext(),
     ):
         overlaps = _compute(target, fusion, writer)
         fusion.__dict__["overlaps"] = overlaps  # the cached property: saving is the one pass over the factors
-        writer.finish({**target.metadata, **recipe(fusion, target, hashes.result(), overlaps)})
+        hashes = {role: file.sha256() for role, file in files.items()}
+        writer.finish({**target.metadata, **recipe(fusion, target, hashes, overlaps)})
     return fusion_report(fusion, target)
-
-
-class _Hashes:
-    """SHA-256 of every input, computed beside the projections."""
-
-    def __init__(self, inputs: Mapping[str, Adapter]) -> None:
-        self._inputs = {role: adapter.file for role, adapter in inputs.items() if adapter.file is not None}
-        self._found: dict[str, str] = {}
-        self._threads: list[threading.Thread] = []
-
-    def __enter__(self) -> Self:
-        for role in self._inputs:
-            thread = threading.Thread(target=self._hash, args=(role,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        return self
-
-    def _hash(self, role: str) -> None:
-        self._found[role] = self._inputs[role].sha256()
-
-    def __exit__(self, *error: object) -> None:
-        for thread in self._threads:
-            thread.join()
-
-    def placeholder(self) -> dict[str, str]:
-        return dict.fromkeys(self._inputs, "0" * 64)
-
-    def result(self) -> dict[str, str]:
-        self.__exit__()
-        return self._found
 
 
 def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, Overlap]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 
@@ -115,7 +116,7 @@ class _Block:
     ups: tuple[tuple[Part, Strand], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _FileModule:
     spelling: Spelling
     members: Mapping[str, OutputModule]  # path -> module
@@ -123,7 +124,7 @@ class _FileModule:
     out: int
     padding: int = 0  # ranks of zeros, where a format takes one rank for all modules
 
-    @property
+    @cached_property
     def rank(self) -> int:
         return sum(block.strand.down.shape[0] for block in self.blocks) + self.padding
 

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from math import prod
 from typing import Protocol
 
@@ -33,7 +33,7 @@ class Matrix(Protocol):
     def read(self) -> NDArray[np.generic]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Factor:
     """A stored factor seen as a matrix (trailing kernel axes flattened), or some rows and columns of it.
 
@@ -50,7 +50,7 @@ class Factor:
         first, rest = self.tensor.shape[0], prod(self.tensor.shape[1:])
         return (rest, first) if self.transposed else (first, rest)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         height, width = self.stored_shape
         if self.rows:

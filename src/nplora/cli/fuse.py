@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import hashing
 from ..errors import OutputError, UsageError
 from ..parameters import FUSE
 from .options import take, with_parameters
@@ -34,6 +35,8 @@ def command(
     g = mu/(1+mu) and V the style's input directions. Nothing is approximated; modules that only one of the two
     changes pass through.
     """
+    for path in (subject, style):
+        hashing.begin(path)
     from .. import fuse, load
 
     if report is not None:

@@ -49,6 +49,7 @@ def run(words: Sequence[str]) -> int:
         return _guarded(words)
     finally:
         gc.enable()
+        gc.freeze()  # Python would search everything once more when it ends
 
 
 def _guarded(words: Sequence[str]) -> int:

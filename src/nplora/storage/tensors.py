@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import hashing
 from ..errors import InputError
 from .dtypes import numpy_dtype
 from .header import Header, pickle_error, read_header
@@ -77,8 +78,9 @@ class TensorFile:
         try:
             with open(self.path, "rb") as stream:  # the map outlives the stream
                 self.header: Header = read_header(stream, self.path)
-                self.size = os.fstat(stream.fileno()).st_size
                 self.map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self.size = len(self.map)
+                self._digest = hashing.begun(stream.fileno())
         except OSError as error:
             raise _unreadable(self.path, error) from None
 
@@ -88,19 +90,15 @@ class TensorFile:
             key: Tensor(key, entry.dtype, entry.shape, self, entry.start) for key, entry in self.header.entries.items()
         }
 
+    def begin_sha256(self) -> None:
+        """Compute the digest on a thread of its own, so that `sha256` finds it done."""
+        self._digest = self._digest or hashing.Digest(self.map)
+
     def sha256(self) -> str:
         """SHA-256 of the whole file, in hex; computed once."""
-        return self._sha256
-
-    @cached_property
-    def _sha256(self) -> str:
-        import hashlib
-
-        digest = hashlib.sha256()
-        view = memoryview(self.map)
-        for start in range(0, self.size, 1 << 24):
-            digest.update(view[start : start + (1 << 24)])
-        return digest.hexdigest()
+        self.begin_sha256()
+        assert self._digest is not None
+        return self._digest.result()
 
 
 def _locate(path: Path) -> tuple[str, dict[str, object] | None]:

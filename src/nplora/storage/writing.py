@@ -22,8 +22,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, OutputError
-from .header import ITEM_BITS, read_header
+from ..errors import OutputError
+from .header import ITEM_BITS
 
 # Room in the header for numbers that are known only when the data has been computed.
 HEADER_SLACK = 1024
@@ -148,11 +148,12 @@ class TensorWriter:
         try:
             for error in self._flush_errors:
                 raise error
-            os.pwrite(self._file, self._reserved.to_bytes(8, "little") + header.ljust(self._reserved), 0)
+            beginning = self._reserved.to_bytes(8, "little") + header.ljust(self._reserved)
+            os.pwrite(self._file, beginning, 0)
             if not self._table:
                 os.ftruncate(self._file, 8 + self._reserved)
             os.fsync(self._file)
-            self._read_back()
+            self._read_back(beginning)
             os.close(self._file)
             self._file = -1
             self._put_in_place()
@@ -160,14 +161,12 @@ class TensorWriter:
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 
-    def _read_back(self) -> None:
-        try:
-            with open(self._temporary, "rb") as stream:
-                entries = read_header(stream, os.fspath(self._temporary)).entries
-        except InputError:
-            entries = {}
-        written = {key: (entry.dtype, entry.shape) for key, entry in entries.items()}
-        if written != {key: (dtype, tuple(shape)) for key, dtype, shape in self._specs}:
+    def _read_back(self, beginning: bytes) -> None:
+        """Make sure that the header and the length on the disk are those that were meant, and every name is there."""
+        with open(self._temporary, "rb") as stream:
+            same = stream.read(len(beginning)) == beginning
+            whole = os.fstat(stream.fileno()).st_size == len(beginning) + self._data_size
+        if not (same and whole and len(self._table) == len(self._specs)):
             raise OutputError("the written file does not read back as intended", file=self.path, hint="Check the disk.")
 
     def _put_in_place(self) -> None:
