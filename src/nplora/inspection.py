@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf, isfinite, sqrt
+from math import isfinite, sqrt
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from . import metadata as words
 from .adapter import Adapter, Module
-from .adapters import Full, LowRank, Matrix, Opaque
+from .adapters import LowRank, Opaque
+from .analysis.blocks import coarse_blocks, model_order
+from .analysis.spectra import Spectrum, spectra
 from .formats import all_formats
-from .storage import cast
-from .threads import run_threads
+
+SHOWN = 128  # singular values that are told; a full matrix has as many as it is wide
 
 # Metadata that a person asks for, in the order of interest.
 USEFUL = (
@@ -30,24 +32,24 @@ USEFUL = (
 def describe(adapter: Adapter) -> dict[str, Any]:
     """What an adapter is, as plain data ready for JSON.
 
-    Norms are Frobenius norms of the updates at strength 1, from r x r Gram matrices in float64; factors are read
-    module by module.
+    Norms are Frobenius norms of the updates at strength 1, singular values those of the updates at strength 1, from
+    r x r Gram matrices in float64; factors are read a few modules at a time.
 
     Args:
         adapter: from `load`.
 
     Returns:
         file, bytes, format and base with evidence, components, groups of modules of one component and kind (ranks,
-        norm, effective scales and how each is known), dtypes, zero modules, values that are not finite, trigger
-        words, keys that belong to no module, notes, and the metadata that says most. Text is as it stands in the
-        file: make it printable before a terminal sees it.
+        norm, effective scales and how each is known), blocks of the model and ``details`` of every module (effective
+        rank by entropy, stable rank, ranks that do nothing, singular values), dtypes, zero modules, values that are
+        not finite, trigger words, keys that belong to no module, notes, and the metadata that says most. Text is
+        as it stands in the file: make it printable before a terminal sees it.
 
     >>> describe(load("cat.safetensors"))["base"]["title"]  # doctest: +SKIP
     'Stable Diffusion XL'
     """
-    norms = {
-        module.name: norm for module, norm in run_threads(module_norm, adapter.modules.values(), os.cpu_count() or 1)
-    }
+    found = spectra(adapter.modules.values())
+    norms = {name: None if spectrum is None else spectrum.norm for name, spectrum in found.items()}
     return {
         "file": adapter.path,
         "bytes": adapter.file.size if adapter.file else None,
@@ -60,6 +62,8 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "modules_in_file": len({module.origin.module for module in adapter.modules.values()}),
         "components": {name: _size(adapter, name, norms) for name in adapter.components},
         "groups": _groups(adapter, norms),
+        "blocks": _blocks(adapter, found),
+        "details": [_detail(adapter.modules[name], found[name]) for name in sorted(found, key=model_order)],
         "kinds": dict(Counter(map(kind, adapter.modules.values()))),
         "ranks": _ranks(adapter.modules.values()),
         "dtypes": dict(Counter(tensor.dtype for tensor in adapter.file.tensors.values())) if adapter.file else {},
@@ -89,20 +93,60 @@ def module_norm(module: Module) -> float | None:
     >>> round(module_norm(Module("unet.x", LowRank(B, A, 0.5, "alpha"), None)) ** 2, 9)  # twelve numbers, each 0.5 * 2
     12.0
     """
+    spectrum = spectra([module])[module.name]
+    return None if spectrum is None else spectrum.norm
+
+
+def _detail(module: Module, spectrum: Spectrum | None) -> dict[str, Any]:
+    """One module: what it is, its scale, and its spectrum at strength 1."""
     update = module.update
-    with np.errstate(all="ignore"):
-        if isinstance(update, LowRank):
-            B, A = _read(update.up), _read(update.down)
-            square = float(np.sum((B.T @ B) * (A @ A.T)))
-            return abs(update.scale) * (sqrt(max(square, 0.0)) if isfinite(square) else inf)
-        if isinstance(update, Full):
-            norm = float(np.linalg.norm(_read(update.diff)))
-            return norm if isfinite(norm) else inf
-    return None
+    detail: dict[str, Any] = {
+        "module": module.name, "kind": kind(module), "size": list(update.size) if update.size else None,
+        "rank": update.rank if isinstance(update, LowRank) else None,
+        "scale": None if isinstance(update, Opaque) else update.scale, "known_from": update.scale_from,
+    }  # fmt: skip
+    if spectrum is None or not isfinite(spectrum.norm):
+        return {**detail, "norm": None, "effective_rank": None, "stable_rank": None, "dead_ranks": None,
+                "singular_values": []}  # fmt: skip
+    return {
+        **detail, "norm": spectrum.norm, "effective_rank": round(spectrum.effective_rank, 3),
+        "stable_rank": round(spectrum.stable_rank, 3),
+        "dead_ranks": spectrum.dead if isinstance(update, LowRank) else None,
+        "singular_values": [float(f"{value:.5g}") for value in spectrum.values[:SHOWN]],
+    }  # fmt: skip
 
 
-def _read(matrix: Matrix) -> Any:
-    return cast(np.ascontiguousarray(matrix.read()), np.dtype(np.float64))
+def _blocks(adapter: Adapter, found: Mapping[str, Spectrum | None]) -> list[dict[str, Any]]:
+    """Modules of one block of the model, in its order: norms add up by energy, ranks are medians."""
+    homes = coarse_blocks(adapter.modules)
+    blocks: dict[str, list[str]] = {}
+    for name, home in homes.items():
+        blocks.setdefault(home, []).append(name)
+    return [_block(home, [adapter.modules[name] for name in names], found) for home, names in blocks.items()]
+
+
+def _block(home: str, modules: Sequence[Module], found: Mapping[str, Spectrum | None]) -> dict[str, Any]:
+    known = [s for module in modules if (s := found[module.name]) is not None and isfinite(s.norm)]
+    low = [found[module.name] for module in modules if isinstance(module.update, LowRank)]
+    return {
+        "block": home, "modules": len(modules), "ranks": _ranks(modules),
+        "effective_rank": round(median(s.effective_rank for s in known), 3) if known else None,
+        "stable_rank": round(median(s.stable_rank for s in known), 3) if known else None,
+        "norm": sqrt(sum(s.norm**2 for s in known)) if len(known) == len(modules) else None,
+        "dead_ranks": sum(s.dead for s in low if s is not None and isfinite(s.norm)),
+        "spectrum": _mean_spectrum(known),
+    }  # fmt: skip
+
+
+def _mean_spectrum(spectra: Sequence[Spectrum]) -> list[float]:
+    """The mean of ``s_i / s_1`` over modules, as far as the longest goes (at most `SHOWN`)."""
+    live = [s.values[:SHOWN] / s.values[0] for s in spectra if len(s.values) and s.values[0] > 0]
+    if not live:
+        return []
+    total = np.zeros(max(map(len, live)))
+    for values in live:
+        total[: len(values)] += values
+    return [round(float(value), 4) for value in total / len(live)]
 
 
 def _format(adapter: Adapter) -> dict[str, Any]:
@@ -191,3 +235,39 @@ def sentence(description: Mapping[str, Any]) -> str:
     if description["not_finite"]:
         text += "; it holds values that are NaN or infinite"
     return text + "."
+
+
+def overview(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description in one line of a table of many.
+
+    Args:
+        description: from `describe`.
+
+    Returns:
+        name, base, kind, trigger_words, modules, rank (the most common), effective_rank (median over modules), norm,
+        and what is odd, in words.
+    """
+    details = [detail for detail in description["details"] if detail["norm"]]
+    ranks = Counter(detail["rank"] for detail in details if detail["rank"])
+    norms = [component["norm"] for component in description["components"].values()]
+    dead = sum(detail["dead_ranks"] or 0 for detail in details)
+    odd = [
+        f"{number} {what}"
+        for number, what in (
+            (len(description["zero_modules"]), "zero"), (dead, "dead ranks"),
+            (sum(broken["values"] for broken in description["not_finite"]), "not finite"),
+            (len(description["foreign_keys"]), "other keys"),
+        )
+        if number
+    ]  # fmt: skip
+    return {
+        "name": description["file"].rstrip("/").rpartition("/")[2] or description["file"],
+        "base": description["base"]["title"],
+        "kind": ", ".join(dict.fromkeys(name.partition(" (")[0] for name in description["kinds"])),
+        "trigger_words": description["trigger_words"],
+        "modules": description["modules"],
+        "rank": ranks.most_common(1)[0][0] if ranks else None,
+        "effective_rank": round(median(detail["effective_rank"] for detail in details), 2) if details else None,
+        "norm": None if None in norms else sqrt(sum(norm**2 for norm in norms)),
+        "odd": odd,
+    }

@@ -10,7 +10,7 @@ import pytest
 
 import nplora as package
 from cli.conftest import Nplora
-from making import CONVOLUTIONS, SD15, TEXT, make
+from making import CONVOLUTIONS, SD15, TEXT, make, tensors, write
 
 # ------------------------------------------------------------------------------------------ fuse
 
@@ -109,7 +109,14 @@ def test_inspect(nplora: Nplora) -> None:
         "text_encoder   LoRA   alpha keys               1      4     0.5   0.491",
         "unet           LoRA   alpha keys               4      4     0.5    1.03",
         "",
-        "norm: how large the change is at strength 1 (Frobenius). scale: the factor in front of B A.",
+        "block                     spectrum   modules   rank   effective   stable   dead    norm",
+        "unet.down_blocks.0        █▇▇▇             4      4         4.0      3.3      -    1.03",
+        "text_encoder.text_model   █▇▇▇             1      4         4.0      3.3      -   0.491",
+        "",
+        (
+            "norm: how large the change is at strength 1 (Frobenius). scale: the factor in front of B A. effective: how "
+            "many of the ranks share the work (entropy). spectrum: the singular values, the largest first."
+        ),
         "",
         "  base            Stable Diffusion 1.x: 5 of 5 modules are Stable Diffusion 1.x's",
         (
@@ -130,6 +137,39 @@ def test_inspect_as_json(nplora: Nplora) -> None:
     two = json.loads(nplora("inspect cat.safetensors ink.safetensors --json").out)
     assert two[0] == one
     assert two[1]["format"]["name"] == "diffusers"
+
+
+@pytest.mark.usefixtures("pair")
+def test_inspect_of_a_folder_is_one_table(nplora: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "peft", "peft", seed=3)
+    (tmp_path / "notes.txt").write_text("not an adapter")
+    ran = nplora("inspect .")
+    assert (ran.status, ran.err) == (0, "")
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert lines[0] == [
+        "file",
+        "base",
+        "kind",
+        "trigger",
+        "words",
+        "modules",
+        "rank",
+        "effective",
+        "scale",
+        "norm",
+        "odd",
+    ]
+    assert [line[0] for line in lines[1:4]] == ["cat.safetensors", "ink.safetensors", "peft"]
+    assert "sks cat" in ran.out
+    assert nplora("inspect peft").out.startswith("peft")
+
+
+def test_inspect_names_dead_ranks(nplora: Nplora, tmp_path: Path) -> None:
+    arrays = tensors(rank=4, seed=1)
+    up = next(key for key in arrays if "up" in key)
+    arrays[up][:, 1:3] = 0
+    write(tmp_path / "dead.safetensors", arrays)
+    assert "  dead ranks      2 in 1 module are stored and do nothing: unet." in nplora("inspect dead.safetensors").out
 
 
 @pytest.mark.usefixtures("pair")
@@ -167,16 +207,21 @@ def test_compare(nplora: Nplora, tmp_path: Path) -> None:
     assert (ran.status, ran.err) == (0, "")
     lines = [line.rstrip() for line in ran.out.splitlines()]
     assert "mu = 1 changes the subject by " in lines[0]
-    assert lines[2].split() == ["block", "overlap", "chance", "modules", "subject", "norm", "style", "norm"]
-    assert lines[3].startswith("unet.down_blocks.0 ")
-    assert (
-        lines[5] == "overlap: share of the subject in the style's directions. chance: the share of unrelated adapters."
-    )
-    assert lines[7:] == [
+    assert lines[2].startswith("They write to different outputs (")
+    assert " No sign conflict: 50 % of the entries have opposite signs, chance is 50 %. The sum is 1.1" in lines[2]
+    assert lines[4].split() == ["block", "overlap", "chance", "rows", "columns", "modules", "subject", "style"]
+    assert lines[5].startswith("unet.down_blocks.0 ")
+    assert lines[7].startswith("overlap: share of the subject in the style's directions. chance: the share of ")
+    assert lines[9:] == [
         "  base            Stable Diffusion 1.x",
         "  modules         4 in common, 1 only in the subject",
         "  norms           subject 1.03, style 1.98 in common modules: the style is 1.9 times as strong",
         "  down factors    median cosine 0.00: the trainings started from different numbers",
+        (
+            "  start with      --mu 0.5 --subject-strength 0.85 --style-strength 0.67: mu hardly matters; the style is "
+            "1.9 times as strong and would drown the subject; together they are 1.20 times as large as the stronger "
+            "alone, which can burn pictures."
+        ),
     ]
     assert list(tmp_path.iterdir()) == [tmp_path / "cat.safetensors", tmp_path / "ink.safetensors"]
 
@@ -206,6 +251,28 @@ def test_compare_of_strangers(nplora: Nplora, tmp_path: Path) -> None:
         "The two adapters have no module in common: nothing is projected, the result is plain addition."
     )
     assert "  modules         0 in common, 4 only in the subject, 1 only in the style\n" in ran.out
+
+
+@pytest.mark.usefixtures("pair")
+def test_compare_of_many(nplora: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "dog.safetensors", modules={**SD15, **TEXT}, seed=3, down_seed=1)
+    ran = nplora("compare cat.safetensors ink.safetensors dog.safetensors")
+    assert (ran.status, ran.err) == (0, "")
+    lines = [line.rstrip() for line in ran.out.splitlines()]
+    assert lines[0].startswith("One seed: cat.safetensors, dog.safetensors. ")
+    assert lines[2].split() == ["file", "trainer", "base", "rank"]
+    assert [line.split()[0] for line in lines[7:11]] == ["seed", "1", "2", "3"]
+    assert "1.00" in ran.out
+    assert nplora("compare .").out == ran.out  # in the order of their names, then of their relations
+    found = json.loads(nplora("compare . --json").out)
+    assert [file["name"] for file in found["files"]] == ["cat.safetensors", "dog.safetensors", "ink.safetensors"]
+
+
+@pytest.mark.usefixtures("pair")
+def test_compare_of_many_goes_on_after_a_bad_file(nplora: Nplora) -> None:
+    ran = nplora("compare cat.safetensors nope.safetensors ink.safetensors")
+    assert (ran.status, ran.err) == (3, "nplora: nope.safetensors: no such file. Check the path.\n")
+    assert ran.out.startswith("No two of them share a seed")
 
 
 # ------------------------------------------------------------------------------------------ convert

@@ -33,6 +33,7 @@ USAGE = {
     "fuse cat.safetensors ink.safetensors": "Missing option '-o' / '--output'. See `nplora fuse --help`.",
     "fuse cat.safetensors -o out.safetensors": "Missing argument 'STYLE'. See `nplora fuse --help`.",
     "inspect": "Missing argument 'ADAPTER...'. See `nplora inspect --help`.",
+    "compare cat.safetensors": "Two adapters are needed, or a folder that holds them. See `nplora compare --help`.",
     "verify": "Missing argument 'OUTPUT'. See `nplora verify --help`.",
     f"{FUSE} extra": "Got unexpected extra argument (extra). See `nplora fuse --help`.",
     f"{FUSE} --mu": "Option '--mu' requires an argument. See `nplora fuse --help`.",

@@ -2,43 +2,67 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..parameters import MU
 from .options import take, with_parameters
-from .text import as_json, count, facts, paragraph, say, three
+from .progress import Progress
+from .text import as_json, count, facts, paragraph, printable, say, three
 
-GROUPS = 16  # rows up to which blocks are shown one by one
-SCALE = "overlap: share of the subject in the style's directions. chance: the share of unrelated adapters."
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+SHOWN = 12  # adapters up to which a matrix fits a terminal
+SCALE = (
+    "overlap: share of the subject in the style's directions. chance: the share of unrelated adapters. angle: the "
+    "smallest between what both read from (rows) and write to (columns), in degrees; 90 is unrelated."
+)
+MATRIX = "seed: cosine of the down factors, 1.00 is one seed. written: how much alike the outputs are, 0 is chance."
 
 
-@click.command(short_help="Say how much two adapters overlap and what mu will do.")
-@click.argument("subject")
-@click.argument("style")
+@click.command(short_help="Say how much adapters overlap and what mu will do.")
+@click.argument("adapters", nargs=-1, required=True, metavar="SUBJECT STYLE [MORE...]")
 @with_parameters([MU])
 @click.option("--modules", is_flag=True, help="Show every module, the largest overlap first, not blocks.")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON.")
-def command(subject: str, style: str, modules: bool, json_: bool, **values: Any) -> None:
-    """Say how much SUBJECT and STYLE overlap, block by block, and what mu will do to the pair. Nothing is written."""
+def command(adapters: tuple[str, ...], modules: bool, json_: bool, **values: Any) -> None:
+    """Say how much SUBJECT and STYLE overlap, block by block, and what mu will do to the pair. Nothing is written.
+
+    Of three adapters or more, or a folder of them, say which share a seed, a trainer, a subject.
+    """
+    from .files import expand, load_all
+
+    paths = expand(adapters)
+    if len(paths) < 2:
+        raise click.UsageError("Two adapters are needed, or a folder that holds them.")
+    if len(paths) == 2:
+        _pair(paths, modules, json_, take(values, [MU]))
+        return
+    loaded, status = load_all(paths)
+    _family(list(loaded.values()), json_)
+    click.get_current_context().exit(status)
+
+
+def _pair(paths: Sequence[str], modules: bool, json_: bool, values: Mapping[str, Any]) -> None:
     from .. import load
     from ..comparison import compare
 
-    found = compare(load(subject), load(style), **take(values, [MU]))
+    with Progress("comparing", quiet=json_) as progress:
+        found = compare(load(paths[0]), load(paths[1]), progress=progress, **values)
     if json_:
         click.echo(as_json(found))
         return
     from .tables import bar, console, table
 
-    say(paragraph(f"{found['sentence']} {found['advice']}"))
+    say(paragraph(f"{found['sentence']} {found['advice']}"), paragraph(" ".join(found["findings"])))
     rows = _by_module(found["overlaps"]) if modules else _by_block(found["overlaps"])
     if rows:
         click.echo()
-        title = "module" if modules else "block"
-        columns = (title, "", "overlap", "chance", "modules", "subject norm", "style norm")
+        columns = ("module" if modules else "block", "", "overlap", "chance", "rows", "columns", "modules", "subject",
+                   "style")  # fmt: skip
         console().print(table(columns, [(row.name, bar(row.rho), *row.numbers) for row in rows], 2))
         click.echo()
         say(click.style(paragraph(SCALE), dim=True), facts(_facts(found)))
@@ -47,19 +71,22 @@ def command(subject: str, style: str, modules: bool, json_: bool, **values: Any)
 
 
 class Row(NamedTuple):
-    """A line of the table: energies of its modules added up."""
+    """A line of the table: energies of its modules added up, angles their median."""
 
     name: str
     modules: int
     rho: float
     chance: float
+    rows: float | None
+    columns: float | None
     subject: float
     style: float
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        shares = f"{self.rho:.1%}", f"{self.chance:.1%}"
-        return *shares, str(self.modules), three(self.subject), three(self.style)
+        angles = ("-" if angle is None else f"{angle:.0f}" for angle in (self.rows, self.columns))
+        return (f"{self.rho:.1%}", f"{self.chance:.1%}", *angles, str(self.modules), three(self.subject),
+                three(self.style))  # fmt: skip
 
 
 def _by_module(overlaps: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -69,24 +96,28 @@ def _by_module(overlaps: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def _by_block(overlaps: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Overlaps summed over blocks: energies are added, shares never averaged."""
-    for pattern in (r"^[^.]+\.[^.]+(?:\.\d+)?", r"^[^.]+\.[^.]+", r"^[^.]+"):
-        blocks: dict[str, list[Mapping[str, Any]]] = {}
-        for row in overlaps:
-            match = re.match(pattern, row["module"])
-            blocks.setdefault(match[0] if match else row["module"], []).append(row)
-        if len(blocks) <= GROUPS:
-            break
-    return [_sum(name, rows) for name, rows in blocks.items()] if overlaps else []
+    from ..analysis.blocks import coarse_blocks
+
+    named = {row["module"]: row for row in overlaps}
+    blocks: dict[str, list[Mapping[str, Any]]] = {}
+    for module, block in coarse_blocks(named).items():
+        blocks.setdefault(block, []).append(named[module])
+    return [_sum(name, rows) for name, rows in blocks.items()]
 
 
 def _sum(name: str, rows: Sequence[Mapping[str, Any]]) -> Row:
+    from statistics import median
+
     energies = [row["subject_norm"] ** 2 for row in rows]
     total = sum(energies)
     rho, chance = (
         sum(row[what] * energy for row, energy in zip(rows, energies, strict=True)) / (total or 1.0)
         for what in ("rho", "chance")
     )
-    return Row(name, len(rows), rho, chance, total**0.5, sum(row["style_norm"] ** 2 for row in rows) ** 0.5)
+    smallest = [[row[side][0] for row in rows if row[side]] for side in ("row_angles", "column_angles")]
+    reads, writes = (median(found) if found else None for found in smallest)
+    style = sum(row["style_norm"] ** 2 for row in rows) ** 0.5
+    return Row(name, len(rows), rho, chance, reads, writes, total**0.5, style)
 
 
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -102,6 +133,8 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"median cosine {round(found['median_down_cosine'], 2) + 0.0:.2f}: {_STARTS[found['initialisation']]}",
             )
         )
+    suggestion = found["suggestion"]
+    rows.append(("start with", f"{suggestion['options']}: {suggestion['reason']}"))
     return rows + [("note", note) for note in found["notes"]]
 
 
@@ -131,3 +164,37 @@ def _balance(ratio: float) -> str:
         return "about equally strong"
     stronger, times = ("subject", ratio) if ratio > 1 else ("style", 1 / ratio)
     return f"the {stronger} is {times:.1f} times as strong"
+
+
+def _family(adapters: Sequence[Adapter], json_: bool) -> None:
+    from ..analysis.family import relate
+
+    with Progress("comparing", quiet=json_) as progress:
+        found = relate(adapters, progress)
+    if json_:
+        click.echo(as_json(found))
+        return
+    from .tables import console, table
+
+    say("\n".join(paragraph(sentence) for sentence in found["sentences"]))
+    click.echo()
+    listed = [found["files"][i] for i in found["order"]]
+    rows = [(str(k), f["name"], f["trainer"], f["base"], str(f["rank"] or "-")) for k, f in enumerate(listed, 1)]
+    console().print(table(("", "file", "trainer", "base", "rank"), rows, 4))
+    for title, name in (("seed", "down_cosine"), ("written", "column_alike")):
+        if len(listed) <= SHOWN:
+            click.echo()
+            console().print(table((title, *map(str, range(1, len(listed) + 1))), _matrix(found, name)))
+    click.echo()
+    looked = f"from {count(len(found['modules']), 'module')} of the model."
+    say(click.style(paragraph(f"{MATRIX} {looked}"), dim=True))
+
+
+def _matrix(found: Mapping[str, Any], name: str) -> list[list[str]]:
+    """The matrix in the readable order; a number names its row."""
+    order, matrix = found["order"], found[name]
+    rows = []
+    for k, i in enumerate(order, 1):
+        cells = ["" if i == j else "-" if matrix[i][j] is None else f"{matrix[i][j] + 0.0:.2f}" for j in order]
+        rows.append([f"{k} {printable(found['files'][i]['name'])}", *cells])
+    return rows

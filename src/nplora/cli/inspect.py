@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from ..errors import NploraError
+from .files import expand, load_all
 from .text import LABEL, as_json, count, facts, paragraph, printable, say, size, some, spread, three
 
 KNOWN_FROM = {
@@ -19,7 +20,14 @@ LABELS = {
     "ss_network_module": "trainer module", "ss_num_train_images": "images", "ss_num_epochs": "epochs",
     "ss_text_encoder_lr": "text encoder lr", "ss_training_comment": "comment", "modelspec.merged_from": "merged from",
 }  # fmt: skip
-NORM = "norm: how large the change is at strength 1 (Frobenius). scale: the factor in front of B A."
+NORM = (
+    "norm: how large the change is at strength 1 (Frobenius). scale: the factor in front of B A. effective: how many "
+    "of the ranks share the work (entropy). spectrum: the singular values, the largest first."
+)
+GROUPS = ("component", "kind", "scale known from", "modules", "rank", "scale", "norm")
+BLOCKS = ("block", "spectrum", "modules", "rank", "effective", "stable", "dead", "norm")
+SPARK = " ▁▂▃▄▅▆▇█"
+WIDTH = 16  # characters of a spectrum
 
 
 @click.command(short_help="Say what an adapter is: base, format, ranks, scales, norms, words.")
@@ -27,46 +35,88 @@ NORM = "norm: how large the change is at strength 1 (Frobenius). scale: the fact
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON (a list, for several adapters).")
 @click.pass_context
 def command(context: click.Context, /, adapters: tuple[str, ...], json_: bool) -> None:
-    """Say what each ADAPTER (a file or a PEFT folder) is and how that is known.
+    """Say what each ADAPTER (a file, a PEFT folder, or a folder full of them) is and how that is known.
 
-    Base model, format, components, kinds, ranks, effective scales, number types, norms, trigger words, and what is odd.
+    Base model, format, components, kinds, ranks and how many of them work, effective scales, number types, norms,
+    spectra, trigger words, training settings, and what is odd.
     """
-    from .. import load
     from ..inspection import describe, sentence
 
-    found, status = [], 0
-    shown = False
-    for path in adapters:
+    paths = expand(adapters)
+    loaded, status = load_all(paths)
+    found = []
+    for adapter in loaded.values():
         try:
-            description = describe(load(path))
+            found.append(describe(adapter))
         except NploraError as error:
-            if len(adapters) == 1:
+            if len(paths) == 1:
                 raise
             click.echo(f"nplora: {printable(str(error))}", err=True)
             status = error.exit_code
-            continue
-        if json_:
-            found.append(description)
-        else:
-            _show(description, sentence(description), first=not shown)
-            shown = True
     if json_:
-        click.echo(as_json(found if len(adapters) > 1 else found[0]))
+        click.echo(as_json(found if len(paths) > 1 else found[0]))
+    elif len(found) > 1:
+        _show_many(found)
+    else:
+        for description in found:
+            _show(description, sentence(description))
     context.exit(status)
 
 
-def _show(description: dict[str, Any], sentence: str, first: bool) -> None:
+def _show_many(descriptions: Sequence[dict[str, Any]]) -> None:
+    """One line for each of several adapters."""
+    from .tables import console, table
+
+    columns = ("file", "base", "kind", "trigger words", "modules", "rank", "effective", "scale", "norm", "odd")
+    console().print(table(columns, [_line(description) for description in descriptions], 4))
+    click.echo()
+    say(click.style(paragraph(f"{NORM} One adapter alone is shown in full."), dim=True))
+
+
+def _line(description: dict[str, Any]) -> list[str]:
+    from ..inspection import overview
+
+    row = overview(description)
+    effective = "-" if row["effective_rank"] is None else f"{row['effective_rank']:.1f}"
+    scales = {scale["scale"]: scale["modules"] for group in description["groups"] for scale in group["scales"]}
+    return [
+        row["name"], row["base"], row["kind"], ", ".join(row["trigger_words"]) or "-", str(row["modules"]),
+        spread(description["ranks"]) or "-", effective, spread(scales) or "-",
+        "unknown" if row["norm"] is None else three(row["norm"]), "; ".join(row["odd"]) or "-",
+    ]  # fmt: skip
+
+
+def _show(description: dict[str, Any], sentence: str) -> None:
     from .tables import console, table
 
     name = printable(description["file"].rstrip("/").rpartition("/")[2] or description["file"])
-    if not first:
-        click.echo()
     say(click.style(name, bold=True) + click.style(f"  {size(description['bytes'])}", dim=True), paragraph(sentence))
     click.echo()
-    columns = ("component", "kind", "scale known from", "modules", "rank", "scale", "norm")
-    console().print(table(columns, _rows(description), 3))
+    console().print(table(GROUPS, _rows(description), 3))
+    click.echo()
+    console().print(table(BLOCKS, [_block(block) for block in description["blocks"]], 2))
     click.echo()
     say(click.style(paragraph(NORM), dim=True), facts(_facts(description)), facts(_metadata(description["metadata"])))
+
+
+def _block(block: Mapping[str, Any]) -> list[str]:
+    numbers = (block["effective_rank"], block["stable_rank"])
+    return [
+        block["block"], spark(block["spectrum"]), str(block["modules"]), spread(block["ranks"]) or "-",
+        *("-" if number is None else f"{number:.1f}" for number in numbers), str(block["dead_ranks"] or "-"),
+        "unknown" if block["norm"] is None else three(block["norm"]),
+    ]  # fmt: skip
+
+
+def spark(values: Sequence[float]) -> str:
+    """A descending spectrum, 1 at the front, as blocks of eight heights; long ones are thinned out.
+
+    >>> spark([1.0, 0.5, 0.01])
+    '█▄▁'
+    """
+    step = max(1, -(-len(values) // WIDTH))
+    thinned = [max(values[start : start + step]) for start in range(0, len(values), step)]
+    return "".join(SPARK[max(min(round(8 * value), 8), 1 if value > 0 else 0)] for value in thinned).rstrip()
 
 
 def _rows(description: dict[str, Any]) -> list[list[str]]:
@@ -102,6 +152,12 @@ def _facts(description: dict[str, Any]) -> list[tuple[str, str]]:
     if description["zero_modules"]:
         zero = description["zero_modules"]
         rows.append(("zero", f"{count(len(zero), 'module')} that change nothing: {some(zero)}"))
+    dead = [detail["module"] for detail in description["details"] if detail["dead_ranks"] and detail["norm"]]
+    if dead:
+        ranks = sum(
+            detail["dead_ranks"] for detail in description["details"] if detail["norm"] and detail["dead_ranks"]
+        )
+        rows.append(("dead ranks", f"{ranks} in {count(len(dead), 'module')} are stored and do nothing: {some(dead)}"))
     for broken in description["not_finite"][:3]:
         rows.append(("not finite", f"{count(broken['values'], 'value')} in {broken['key']} (NaN or infinite)"))
     if len(description["not_finite"]) > 3:
