@@ -1,4 +1,4 @@
-"""What travels between the verbs: two adapters paired module by module, not yet computed."""
+"""What travels between the verbs: adapters matched module by module, not yet computed."""
 
 from __future__ import annotations
 
@@ -13,49 +13,141 @@ from numpy.typing import NDArray
 from .adapter import Adapter, Module
 from .adapters import Factor, LowRank, Update
 from .leftovers import LeftOut
-from .methods import Method, all_methods
+from .methods import Merge, Method, Part, Product, find_method
 from .projection import Job, Overlap, stream
-from .storage import Tensor
+from .storage import Tensor, cast
 
 Progress = Callable[[int, int], None]
+OBSERVED = {"mu": 0.0, "directions": "all"}  # what the overlap of a pair is measured with where nothing is projected
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one adapter brings to a module, and how strongly."""
+
+    role: str
+    module: Module
+    strength: float
+
+    @property
+    def update(self) -> Update:
+        return self.module.update
+
+    def part(self) -> Part:
+        """Its share as a merge sees it: float64, the adapter's own scale in the up factor, the strength as weight."""
+        update = self.module.update
+        assert isinstance(update, LowRank)
+        up, down = (
+            cast(np.ascontiguousarray(factor.read()), np.dtype(np.float64)) for factor in (update.up, update.down)
+        )
+        return Part(update.scale * up, down, self.strength)
 
 
 @dataclass(frozen=True, slots=True)
 class FusedModule:
-    """One module of a fusion: what each side brings and, where both do, the projection between them."""
+    """One module of a fusion: what each adapter brings, and what becomes of it.
+
+    Attributes:
+        members: in the order in which the adapters were given; those of strength 0 take no part.
+        jobs: role -> the projection between that adapter and what it gives way to. Merges keep a pair's job for the
+            overlap alone.
+        method, values: how the members are fused, with the method's parameters for this module.
+        side: on which side projections act. seed: of this module, for methods with randomness.
+        made: what is written instead of the members, once a merge has been computed.
+    """
 
     name: str
-    subject: Module | None
-    style: Module | None
-    strengths: tuple[float, float]
-    job: Job | None
-    method: Method
+    members: tuple[Member, ...]
+    jobs: Mapping[str, Job]
+    method: Method | Merge
     values: Mapping[str, object]
+    side: str = "input"
+    seed: int = 0
+    made: tuple[Member, ...] | None = None
+
+    def of(self, role: str) -> Module | None:
+        """The module that one adapter brings."""
+        return next((member.module for member in self.members if member.role == role), None)
+
+    @property
+    def subject(self) -> Module | None:
+        return self.of("subject")
+
+    @property
+    def style(self) -> Module | None:
+        return self.of("style")
 
     @property
     def modules(self) -> tuple[Module, ...]:
-        return tuple(module for module in (self.subject, self.style) if module is not None)
+        return tuple(member.module for member in self.members)
+
+    @property
+    def written(self) -> tuple[Member, ...]:
+        """What the output stacks: the members, or what a merge made of them."""
+        return self.members if self.made is None else self.made
 
     @property
     def update(self) -> Update:
-        return self.modules[0].update
+        return self.members[0].update
+
+    @property
+    def merges(self) -> bool:
+        """Whether a merge has something to do here: low-rank factors of one adapter or more."""
+        return isinstance(self.method, Merge) and all(isinstance(member.update, LowRank) for member in self.members)
+
+    @property
+    def job(self) -> Job | None:
+        """The one projection of a pair, if there is one."""
+        return next(iter(self.jobs.values()), None)
+
+    @property
+    def projections(self) -> Mapping[str, Job]:
+        """The jobs whose result is written."""
+        return self.jobs if isinstance(self.method, Method) and self.method.rewrites else {}
+
+    def product_of(self, parts: Sequence[Part]) -> Product:
+        """What a merge makes of the module's parts."""
+        assert isinstance(self.method, Merge)
+        return self.method(parts, seed=self.seed, **self.values)
 
     def delta(self) -> NDArray[np.float64]:
         """The dense fused update, float64, in the weight's shape; for the curious and for tests.
 
-        ``dW = w_s dW_s + w_c dW_c (I - g V V^T)``, exact to float64 before any rounding of an output file.
+        Exact to float64 before any rounding of an output file.
         """
-        w_c, w_s = self.strengths
-        deltas = [w * module.delta() for w, module in ((w_c, self.subject), (w_s, self.style)) if module is not None]
-        if self.job is None:
-            return np.asarray(sum(deltas))
+        if self.merges:
+            product = self.product_of([member.part() for member in self.members])
+            shape = self.members[0].module.delta().shape
+            return np.asarray(product.up @ product.down, np.float64).reshape(shape)
+        return np.asarray(sum(self._delta(member) for member in self.members))
+
+    def _delta(self, member: Member) -> NDArray[np.float64]:
+        job = self.projections.get(member.role)
+        if job is None:
+            return member.strength * member.module.delta()
+        assert isinstance(self.method, Method)
         projected: list[NDArray[Any]] = []
-        stream([_in_float64(self.job)], self.method, self.values, emit=lambda _, array: projected.append(array))
-        own = self.subject.update  # type: ignore[union-attr]
+        stream([_in_float64(job)], self.method, self.values, emit=lambda _, array: projected.append(array))
+        own = member.update
         assert isinstance(own, LowRank)
         up, down = (factor.read().astype(np.float64) for factor in (own.up, own.down))
-        product = up @ projected[0] if self.job.side == "input" else projected[0] @ down
-        return np.asarray(deltas[1] + (w_c * own.scale * product).reshape(deltas[1].shape))
+        product = up @ projected[0] if job.side == "input" else projected[0] @ down
+        return np.asarray((member.strength * own.scale * product).reshape(member.module.delta().shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a merge made of one module.
+
+    ``error`` is the distance from the method's definition; ``gram`` (k + 1, k + 1) holds the inner products of the k
+    adapters' updates at their strengths, in the order of ``roles``, and of the result, which comes last.
+    """
+
+    name: str
+    rank: int
+    error: float
+    roles: tuple[str, ...]
+    gram: NDArray[np.float64]
 
 
 def _in_float64(job: Job) -> Job:
@@ -70,15 +162,25 @@ def _in_float64(job: Job) -> Job:
 
 @dataclass(frozen=True)
 class Fused(Mapping[str, FusedModule]):
-    """Two adapters paired module by module, with every parameter; numbers are computed when they are needed."""
+    """Adapters matched module by module, with every parameter; numbers are computed when they are needed.
 
-    subject: Adapter
-    style: Adapter | None  # None: one adapter on its way into another format
-    parameters: Mapping[str, Any]  # every parameter of `fuse`
+    Attributes:
+        inputs: role ("subject" and "style" for two, letters for more) -> adapter.
+        method: how they are fused; None for one adapter on its way into another format.
+        parameters: every parameter of `fuse` that the method has.
+        modules: canonical name -> module.
+        left_out, notes: what a user should know.
+        measures: what the merges made, by module, once they are computed.
+    """
+
+    inputs: Mapping[str, Adapter]
+    method: Method | Merge | None
+    parameters: Mapping[str, Any]
     modules: Mapping[str, FusedModule]
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
     progress: Progress | None = None
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> FusedModule:
         return self.modules[name]
@@ -90,26 +192,38 @@ class Fused(Mapping[str, FusedModule]):
         return len(self.modules)
 
     @property
-    def inputs(self) -> dict[str, Adapter]:
-        """Role -> adapter."""
-        return {"subject": self.subject} | ({"style": self.style} if self.style is not None else {})
+    def subject(self) -> Adapter:
+        """The first adapter."""
+        return next(iter(self.inputs.values()))
+
+    @property
+    def style(self) -> Adapter | None:
+        """The style of a pair."""
+        return self.inputs.get("style")
+
+    def strength(self, role: str) -> float:
+        """How strongly an adapter takes part."""
+        return float(self.parameters.get(f"{role}_strength", 1.0))
 
     @property
     def jobs(self) -> list[Job]:
-        return list({module.job.key: module.job for module in self.modules.values() if module.job}.values())
+        jobs = (job for module in self.modules.values() for job in module.jobs.values())
+        return list({job.key: job for job in jobs}.values())
 
     @cached_property
     def overlaps(self) -> dict[str, Overlap]:
         """Job key -> overlap; computed at no extra pass when the fusion is saved, else by a pass of its own."""
+        method, values = self.projection
         return stream(
-            self.jobs, self.method, self.method_values, device=self.parameters["device"],
+            self.jobs, method, values, device=self.parameters["device"],
             allow_nonfinite=self.parameters["allow_nonfinite"], progress=self.progress,
         )  # fmt: skip
 
     @property
-    def method(self) -> Method:
-        return all_methods()["np"]
-
-    @property
-    def method_values(self) -> dict[str, object]:
-        return {parameter.name: self.parameters[parameter.name] for parameter in self.method.parameters}
+    def projection(self) -> tuple[Method, Mapping[str, object]]:
+        """The method that the jobs are run with, and its parameters; merges only measure the overlap."""
+        if isinstance(self.method, Method):
+            return self.method, {name: self.parameters[name] for name in (p.name for p in self.method.parameters)}
+        measure = find_method("np")
+        assert isinstance(measure, Method)
+        return measure, OBSERVED

@@ -1,4 +1,4 @@
-"""Fuse a subject and a style: pair their modules, say what happens to each key, and write the result."""
+"""Fuse adapters: match their modules, say what happens to each key, and write the result."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any
 from .adapter import Adapter
 from .adapters import Full, LowRank, Opaque
 from .errors import InputError, UsageError
-from .fused import Fused, FusedModule, Progress
+from .fused import Fused, FusedModule, Member, Progress
 from .leftovers import LeftOut
-from .methods import all_methods
+from .merging import made, module_seed
+from .methods import Merge, Method, find_method
+from .options import check_options
 from .output import save_fusion
-from .pairing import Pair, pair_modules
-from .parameters import FUSE, check_all
+from .pairing import Match, match_modules, roles
+from .parameters import COMMON, check_all
 from .projection import Job
 from .report import fusion_report
 from .sharing import share_jobs
 
 
 class Fusion(Fused):
-    """The fusion of two adapters: a mapping from canonical module names to `FusedModule`.
+    """The fusion of adapters: a mapping from canonical module names to `FusedModule`.
 
     `save` writes it, `report` says what it did.
     """
 
     def report(self) -> dict[str, Any]:
         """What the fusion did, as plain data: overlap, regime in words, every key's fate."""
-        return fusion_report(self)
+        return fusion_report(made(self))
 
     def save(
         self,
@@ -49,56 +51,57 @@ class Fusion(Fused):
             OutputError: it cannot be written; nothing is changed then.
         """
         return save_fusion(
-            self, path, format or self.parameters["format"], dtype or self.parameters["dtype"], overwrite
+            made(self, path), path, format or self.parameters["format"], dtype or self.parameters["dtype"], overwrite
         )
 
 
-def fuse(subject: Adapter, style: Adapter, *, progress: Progress | None = None, **parameters: Any) -> Fusion:
-    """Fuse two adapters of one base model so that the style keeps its directions (NP-LoRA, arXiv 2511.11051).
+def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = None, **parameters: Any) -> Fusion:
+    """Fuse adapters of one base model, by default so that the style keeps its directions (NP-LoRA, arXiv 2511.11051).
 
     Per module ``dW = w_s dW_s + w_c dW_c (I - g V V^T)`` with ``g = mu/(1+mu)`` and V the style's right singular
     vectors. Modules that only one adapter has pass through.
 
     Args:
-        subject, style: adapters from `load`.
-        progress: called with (projections done, projections in all).
-        **parameters: those of `nplora.parameters.FUSE`: mu, directions, side, subject_strength, style_strength,
-            components, format, dtype, device, strict, allow_nonfinite.
+        adapters: from `load`; of two the first is the subject, the second the style.
+        method: one of those that ``nplora methods`` lists.
+        progress: called with (modules done, modules in all).
+        **parameters: the method's own (for np: mu, directions, side) and those of every method: subject_strength,
+            style_strength, components, format, dtype, device, strict, allow_nonfinite.
 
     Returns:
         The fusion; nothing is computed before it is saved, reported or looked at.
 
     Raises:
-        UsageError: a parameter is out of range.
-        InputError: the adapters are for different bases, or both change a module that cannot be fused.
+        UsageError: a parameter is out of range, or the method has none of that name.
+        InputError: the adapters are for different bases, or several change a module that cannot be fused.
 
     >>> fused = fuse(load("cat.safetensors"), load("ink.safetensors"), mu=0.5)  # doctest: +SKIP
     >>> fused.save("cat-ink.safetensors", format="kohya")  # doctest: +SKIP
     """
-    values = check_all(FUSE, parameters)
-    method = all_methods()["np"]
-    chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
-    left_out = _unread({"subject": subject, "style": style})
-    pairs = pair_modules(subject, style, _component_filter(subject, style, values["components"]), left_out)
-    strengths = (float(values["subject_strength"]), float(values["style_strength"]))  # type: ignore[arg-type]
-    modules, notes = {}, []
-    side = str(values["side"])
-    for pair in pairs:
-        kept = _without_silent(pair, strengths, left_out)
-        if kept is None:
-            continue
-        _require_fusable(kept, strengths, values, subject, style)
-        modules[pair.name] = FusedModule(
-            pair.name, kept.subject, kept.style, strengths, _job(kept, strengths, side), method, chosen
-        )
+    chosen = find_method(method)
+    inputs = dict(zip(roles(len(adapters)), adapters, strict=True))
+    _require_count(chosen, len(inputs))
+    values = check_options(chosen, parameters, len(inputs))
+    left_out = _unread(inputs)
+    matches = match_modules(inputs, component_filter(inputs, values["components"]), left_out)
+    strengths = {role: float(values.get(f"{role}_strength", 1.0)) for role in inputs}  # type: ignore[arg-type]
+    own = {parameter.name: values[parameter.name] for parameter in chosen.parameters}
+    seed, side = int(values.get("seed", 0)), str(values.get("side", "input"))  # type: ignore[call-overload]
+    modules = {}
+    for match in matches:
+        members = _heard(match, strengths, left_out)
+        if members:
+            _require_fusable(members, chosen, values, inputs)
+            modules[match.name] = FusedModule(
+                match.name, members, _jobs(match.name, members, side), chosen, own, side, module_seed(seed, match.name)
+            )
     if not modules:
         raise UsageError(
             "nothing is left to write", expected="a module with a strength other than 0",
             hint="Check --components and the two strengths.",
         )  # fmt: skip
-    if side == "input" and values["directions"] == "all":
+    if side == "input" and values.get("directions", "all") == "all":
         share_jobs(modules)
-    notes += [f"{role}: {note}" for role, adapter in (("subject", subject), ("style", style)) for note in adapter.notes]
     if values["strict"] and left_out:
         key, why = next(iter(left_out.items()))
         raise InputError(
@@ -106,14 +109,30 @@ def fuse(subject: Adapter, style: Adapter, *, progress: Progress | None = None, 
             key=key,
             hint="Go on without --strict to allow it.",
         )
-    return Fusion(subject, style, values, modules, left_out, tuple(notes), progress)
+    notes = tuple(f"{role}: {note}" for role, adapter in inputs.items() for note in adapter.notes)
+    return Fusion(inputs, chosen, values, modules, left_out, notes, progress)
 
 
-def _component_filter(subject: Adapter, style: Adapter, asked: object) -> frozenset[str] | None:
+def _require_count(method: Method | Merge, count: int) -> None:
+    if count == 0:
+        raise UsageError("there is nothing to fuse", expected="one adapter or more")
+    if isinstance(method, Method) and count != 2:
+        raise UsageError(
+            f"the method {method.name} fuses two adapters", expected="a subject and a style", got=count,
+            hint="nplora methods lists others.",
+        )  # fmt: skip
+
+
+def component_filter(inputs: Mapping[str, Adapter], asked: object) -> frozenset[str] | None:
+    """The parts of the model that are kept; None for all.
+
+    Raises:
+        UsageError: no adapter has a part of that name.
+    """
     if asked is None:
         return None
     names: frozenset[str] = frozenset(asked)  # type: ignore[call-overload]
-    known = {*subject.components, *style.components}
+    known = {component for adapter in inputs.values() for component in adapter.components}
     unknown = names - known
     if unknown:
         raise UsageError(
@@ -132,75 +151,93 @@ def _unread(inputs: Mapping[str, Adapter]) -> LeftOut:
     return left_out
 
 
-def _without_silent(pair: Pair, strengths: tuple[float, float], left_out: LeftOut) -> Pair | None:
-    """The pair without the side whose strength is 0 (no style, rather than a projector that is not seen)."""
-    sides = {"subject": pair.subject, "style": pair.style}
-    for (role, module), strength in zip(sides.items(), strengths, strict=True):
-        if module is not None and strength == 0:
+def _heard(match: Match, strengths: Mapping[str, float], left_out: LeftOut) -> tuple[Member, ...]:
+    """The members without those whose strength is 0 (no style, rather than a projector that is not seen)."""
+    members = []
+    for role, module in match.members.items():
+        if strengths[role] == 0:
             left_out.add(role, module.keys, f"{role} strength is 0")
-            sides[role] = None
-    if not any(sides.values()):
-        return None
-    return Pair(pair.name, sides["subject"], sides["style"])
+        else:
+            members.append(Member(role, module, strengths[role]))
+    return tuple(members)
 
 
 def _require_fusable(
-    pair: Pair, strengths: tuple[float, float], values: Mapping[str, object], subject: Adapter, style: Adapter
+    members: tuple[Member, ...], method: Method | Merge, values: Mapping[str, object], inputs: Mapping[str, Adapter]
 ) -> None:
-    both = pair.subject is not None and pair.style is not None
-    for role, module, adapter, strength in (
-        ("subject", pair.subject, subject, strengths[0]), ("style", pair.style, style, strengths[1]),
-    ):  # fmt: skip
-        if module is None or not isinstance(module.update, Opaque):
-            continue
-        kind = module.update.kind
-        names = [name for name, other in adapter.modules.items() if getattr(other.update, "kind", "") == kind]
-        shown = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
-        if both:
+    for member in members:
+        if isinstance(member.update, Opaque):
+            _require_carried(member, len(members) > 1, inputs[member.role])
+    if len(members) < 2:
+        return
+    for member in members:
+        if isinstance(member.update, Full) and not _takes_full(method):
             raise InputError(
-                f"{kind} modules cannot be fused yet, and both adapters change {module.name}", file=adapter.path,
-                key=module.update.keys[0], got=f"{kind} in {shown}",
-                hint="Convert it to a LoRA first, or leave the component out with --components.",
+                f"the method {method.name} works on low-rank factors, and this module is stored as a full matrix",
+                file=inputs[member.role].path, key=member.update.keys[0],
+                hint="Use --method linear or np, or leave the component out with --components.",
             )  # fmt: skip
-        if strength != 1.0:
-            raise InputError(
-                f"{kind} modules can only be carried along at strength 1", file=adapter.path, key=module.update.keys[0],
-                expected=f"--{role}-strength 1", got=strength, hint="Convert it to a LoRA first.",
-            )  # fmt: skip
-    full = pair.style.update if pair.style is not None and isinstance(pair.style.update, Full) else None
-    if both and full is not None and values["directions"] == "all" and values["mu"] != 0:
+    style = next((member for member in members if member.role == "style"), None)
+    if style is not None and isinstance(style.update, Full) and values.get("mu", 0) and values["directions"] == "all":
         raise InputError(
             "the style changes this module by a full matrix, whose directions are all there are",
-            file=style.path,
-            key=full.keys[0],
+            file=inputs["style"].path,
+            key=style.update.keys[0],
             hint="Protect a share of its energy instead: --directions 0.9, or --directions 8.",
         )
 
 
-def _job(pair: Pair, strengths: tuple[float, float], side: str) -> Job | None:
-    """The projection of a pair of low-rank updates; None where there is nothing to project."""
-    if pair.subject is None or pair.style is None:
-        return None
-    subject, style = pair.subject.update, pair.style.update
+def _takes_full(method: Method | Merge) -> bool:
+    return method.name in ("np", "linear")  # see dense.py
+
+
+def _require_carried(member: Member, shared: bool, adapter: Adapter) -> None:
+    """A kind that has no factors may only pass through.
+
+    Raises:
+        InputError: another adapter changes the module too, or its strength is not 1.
+    """
+    kind = member.update.kind
+    if shared:
+        names = [name for name, other in adapter.modules.items() if getattr(other.update, "kind", "") == kind]
+        shown = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+        raise InputError(
+            f"{kind} modules cannot be fused yet, and both adapters change {member.module.name}", file=adapter.path,
+            key=member.update.keys[0], got=f"{kind} in {shown}",
+            hint="Convert it to a LoRA first, or leave the component out with --components.",
+        )  # fmt: skip
+    if member.strength != 1.0:
+        raise InputError(
+            f"{kind} modules can only be carried along at strength 1", file=adapter.path, key=member.update.keys[0],
+            expected=f"--{member.role}-strength 1", got=member.strength, hint="Convert it to a LoRA first.",
+        )  # fmt: skip
+
+
+def _jobs(name: str, members: tuple[Member, ...], side: str) -> dict[str, Job]:
+    """The projection of a pair of low-rank updates; none where there is nothing to project."""
+    if [member.role for member in members] != ["subject", "style"]:
+        return {}
+    subject, style = (member.update for member in members)
     if not (isinstance(subject, LowRank) and isinstance(style, LowRank)):
-        return None
-    factors = (strengths[0] * subject.scale, strengths[1] * style.scale)
-    return Job(f"{side}:{pair.name}", pair.name, (subject.up, subject.down), (style.up, style.down), factors, side)
+        return {}
+    factors = (members[0].strength * subject.scale, members[1].strength * style.scale)
+    job = Job(f"{side}:{name}", name, (subject.up, subject.down), (style.up, style.down), factors, side)
+    return {"subject": job}
 
 
 def alone(adapter: Adapter, components: object = None) -> Fusion:
     """One adapter (or some components of it) at strength 1 as a fusion: what it takes to write it in another format."""
-    values, method = check_all(FUSE, {"components": components}), all_methods()["np"]
-    chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
-    kept = _component_filter(adapter, adapter, values["components"])
+    values, method = check_all(COMMON, {"components": components}), find_method("linear")
+    inputs = {"subject": adapter}
+    kept = component_filter(inputs, values["components"])
     modules: dict[str, FusedModule] = {}
-    left_out = _unread({"subject": adapter})
+    left_out = _unread(inputs)
     for name, module in adapter.items():
         if kept is None or module.component in kept:
-            modules[name] = FusedModule(name, module, None, (1.0, 1.0), None, method, chosen)
+            modules[name] = FusedModule(name, (Member("subject", module, 1.0),), {}, method, {})
         else:
             left_out.add("subject", module.keys, "not among --components")
-    return Fusion(adapter, None, values, modules, left_out, adapter.notes)
+    return Fusion(inputs, None, values, modules, left_out, adapter.notes)
 
 
 def convert(

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapter import Adapter, Module, Origin, Vector
+from .adapter import Adapter, Origin, Vector
 from .adapters import Factor, Full, LowRank, Matrix, Opaque, Update
 from .assembly import rounded
 from .dense import fuse_dense
 from .formats import Spelling
-from .fused import Fused, FusedModule
+from .fused import Fused, FusedModule, Member
 from .layouts import Part
 from .leftovers import LeftOut
 from .naming import Naming
@@ -94,7 +94,7 @@ def loose_tensors(fusion: Fused, naming: Naming, plan: Plan) -> Loose:
     for module in fusion.modules.values():
         kinds = [member.update for member in module.modules]
         if any(isinstance(kind, Opaque) for kind in kinds) or carried_whole(module, naming):
-            _carry(*_by_role(module)[0], naming, loose)
+            _carry(module.members[0], naming, loose)
         elif any(isinstance(kind, Full) for kind in kinds):
             _full(module, fusion.parameters, naming, loose)
     _vectors(fusion, naming, plan, loose)
@@ -111,9 +111,9 @@ def _consumed(fusion: Fused, role: str, adapter: Adapter) -> set[str]:
     keys = {
         key
         for module in fusion.modules.values()
-        for who, member in _by_role(module)
-        if who == role
-        for key in member.keys
+        for member in module.members
+        if member.role == role
+        for key in member.module.keys
     }
     for vector in adapter.vectors.values():
         keys.update((vector.tensor.key, *vector.origin.scale_keys))
@@ -129,14 +129,14 @@ def _spelling(name: str, origin: Origin, naming: Naming) -> Spelling | None:
 
 def carried_whole(module: FusedModule, naming: Naming) -> bool:
     """Whether a LoHa, LoKr or Tucker module that nothing changes keeps its own small tensors, byte for byte."""
-    members = _by_role(module)
-    if len(members) != 1 or not naming.format.carries_kinds or naming.dtype is not None:
+    if len(module.members) != 1 or not naming.format.carries_kinds or naming.dtype is not None:
         return False
-    (role, member) = members[0]
-    return bool(member.stored) and module.strengths[role == "style"] == 1.0
+    (member,) = module.members
+    return bool(member.module.stored) and member.strength == 1.0 and module.written == module.members
 
 
-def _carry(role: str, module: Module, naming: Naming, loose: Loose) -> None:
+def _carry(member: Member, naming: Naming, loose: Loose) -> None:
+    role, module = member.role, member.module
     spelling = _spelling(module.name, module.origin, naming)
     name = spelling.module if spelling is not None and len(spelling.parts) == 1 else None
     stored = module.update.parts if isinstance(module.update, Opaque) else module.stored
@@ -151,15 +151,15 @@ def _carry(role: str, module: Module, naming: Naming, loose: Loose) -> None:
 def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loose: Loose) -> None:
     first = module.modules[0]
     spelling = _spelling(module.name, first.origin, naming)
-    for role, member in _by_role(module):
+    for member in module.members:
         if spelling is None or naming.format.name in ("diffusers", "peft"):
-            loose.left_out.add(role, member.keys, f"{naming.format.title} has no place for a full matrix")
+            loose.left_out.add(member.role, member.module.keys, f"{naming.format.title} has no place for a full matrix")
         elif not values["allow_nonfinite"]:
             for matrix in _matrices(member.update):
                 check_finite(matrix, module.name)
     if spelling is None or naming.format.name in ("diffusers", "peft"):
         return
-    stored = [matrix.dtype for member in module.modules for matrix in _matrices(member.update)]
+    stored = [matrix.dtype for member in module.members for matrix in _matrices(member.update)]
     (out, width), kernel = first.update.size or (0, 0), first.update.kernel
     shape = (out, width // prod(kernel), *kernel) if kernel else (out, width)
     share = Share(shape, naming.dtype or wider(stored), partial(_dense, module, values))
@@ -167,17 +167,13 @@ def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loo
 
 
 def _dense(module: FusedModule, values: Mapping[str, Any]) -> NDArray[np.float64]:
-    if len(module.modules) == 1:
-        return module.strengths[0 if module.subject else 1] * module.update.delta()
-    return fuse_dense(
-        module.subject.update, module.style.update, module.strengths,  # type: ignore[union-attr]
-        values["mu"], values["directions"], str(values["side"]),
-    )  # fmt: skip
-
-
-def _by_role(module: FusedModule) -> list[tuple[str, Module]]:
-    sides = (("subject", module.subject), ("style", module.style))
-    return [(role, member) for role, member in sides if member is not None]
+    mu = values.get("mu", 0.0)
+    if len(module.members) == 2 and mu:
+        subject, style = module.members
+        strengths = subject.strength, style.strength
+        return fuse_dense(subject.update, style.update, strengths, mu, values["directions"], str(values["side"]))
+    with np.errstate(all="ignore"):
+        return np.asarray(sum(member.strength * member.update.delta() for member in module.members))
 
 
 def _matrices(update: Update) -> list[Matrix]:
@@ -188,25 +184,22 @@ def _matrices(update: Update) -> list[Matrix]:
 
 def _vectors(fusion: Fused, naming: Naming, plan: Plan, loose: Loose) -> None:
     """Biases and norms: added by strength, never projected."""
-    strengths = dict(
-        zip(
-            ("subject", "style"),
-            (fusion.parameters["subject_strength"], fusion.parameters["style_strength"]),
-            strict=True,
-        )
-    )
     components = fusion.parameters["components"]
-    theirs = {} if fusion.style is None else partners(_modules_of(fusion.style), _modules_of(fusion.subject))
+    strengths = {role: fusion.strength(role) for role in fusion.inputs}
+    known: list[str] = []
     targets: dict[tuple[str, str], list[_Weighted]] = {}
     for role, adapter in fusion.inputs.items():
+        ours = _modules_of(adapter)
+        names = {theirs: name for name, theirs in partners(known, ours).items()}
+        known += [name for name in ours if name not in names]
         for (name, what), vector in adapter.vectors.items():
             if components is not None and name.partition(".")[0] not in components:
                 loose.left_out.add(role, [vector.tensor.key], "not among --components")
             elif not strengths[role]:
                 loose.left_out.add(role, [vector.tensor.key], f"{role} strength is 0")
             else:
-                module = theirs.get(name, name) if role == "style" else name
-                targets.setdefault((module, what), []).append(_Weighted(role, strengths[role] * vector.scale, vector))
+                weighted = _Weighted(role, strengths[role] * vector.scale, vector)
+                targets.setdefault((names.get(name, name), what), []).append(weighted)
     for (_, what), shares in targets.items():
         if not fusion.parameters["allow_nonfinite"]:
             for share in shares:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from .adapter import Adapter, Module
+from .adapter import Adapter
 from .adapters import LowRank
 from .errors import OutputError, UsageError
 from .formats import Format, Spelling, all_formats
+from .fused import FusedModule
 from .layouts import Layout
 from .plan import OutputModule, strand_of
-from .projection import Job
 from .storage import WRITABLE
 
 DIFFUSERS_COMPONENTS = ("unet.", "transformer.", "prior.", "text_encoder.", "text_encoder_2.", "text_encoder_3.")
@@ -33,15 +33,15 @@ class Naming:
     dtype: str | None
     bare: bool = False
 
-    def output_module(self, name: str, members: Sequence[tuple[str, Module, float]], job: Job | None) -> OutputModule:
+    def output_module(self, fused: FusedModule) -> OutputModule:
         """The strands of a module and its name in the file."""
-        strands = []
-        for source, module, strength in members:
-            update = module.update
-            assert isinstance(update, LowRank)
-            strands.append(strand_of(source, update, strength, job.key if job and source == "subject" else None))
-        kernel = self._kernel(name, [module.update.kernel for _, module, _ in members])
-        origin = next((m.origin for _, m, _ in members if self.keep and m.origin.format == self.format.name), None)
+        strands, name = [], fused.name
+        for member in fused.written:
+            assert isinstance(member.update, LowRank)
+            job = fused.projections.get(member.role)
+            strands.append(strand_of(member.role, member.update, member.strength, job.key if job else None))
+        kernel = self._kernel(name, [module.update.kernel for module in fused.modules])
+        origin = next((m.origin for m in fused.modules if self.keep and m.origin.format == self.format.name), None)
         if origin is None:
             return OutputModule(name, tuple(strands), kernel, self._bare_spelling(name) if self.bare else None)
         return OutputModule(name, tuple(strands), kernel, Spelling(origin.module, origin.parts), origin.factor_suffixes)

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import metadata as words
-from .adapter import Adapter, Module
+from .adapter import Adapter
 from .adapters import LowRank
 from .assembly import assemble
 from .errors import InputError
 from .formats import Written
-from .fused import Fused, FusedModule
+from .fused import Fused
 from .loose import carried_whole, loose_tensors
 from .naming import resolve_naming, target_path
 from .plan import Band, Plan, plan_modules
@@ -36,7 +36,7 @@ def save_fusion(
     naming = resolve_naming(tuple(inputs.values()), format, dtype)
     file = target_path(path, naming.format, tuple(inputs.values()))
     low_rank = [
-        naming.output_module(module.name, _members(module), module.job)
+        naming.output_module(module)
         for module in fusion.modules.values()
         if all(isinstance(member.update, LowRank) for member in module.modules) and not carried_whole(module, naming)
     ]
@@ -56,11 +56,6 @@ def save_fusion(
     report = _write(target, fusion, inputs, overwrite)
     report.update(left_out=dict(left_out), dropped_metadata=dropped, output=os.fspath(path), format=naming.format.name)
     return report
-
-
-def _members(module: FusedModule) -> list[tuple[str, Module, float]]:
-    sides = (("subject", module.subject), ("style", module.style))
-    return [(role, member, w) for (role, member), w in zip(sides, module.strengths, strict=True) if member is not None]
 
 
 def _describe(target: Target, title: str, inputs: Mapping[str, Adapter]) -> None:
@@ -104,8 +99,9 @@ def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, O
         for band in (*waiting.get(job.key, ()), *companions.get(job.key, ())):
             writer.write(band.key, assemble(band, projected), band.row)
 
+    method, values = fusion.projection
     overlaps = stream(
-        fusion.jobs, fusion.method, fusion.method_values, device=fusion.parameters["device"],
+        fusion.jobs, method, values, device=fusion.parameters["device"],
         allow_nonfinite=fusion.parameters["allow_nonfinite"], emit=emit, progress=fusion.progress,
     )  # fmt: skip
     handled = {id(band) for bands in companions.values() for band in bands}

@@ -1,10 +1,10 @@
-"""Match the modules of two adapters, whatever their files call them."""
+"""Match the modules of adapters, whatever their files call them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from .adapter import Adapter, Module
 from .errors import InputError
@@ -12,12 +12,25 @@ from .leftovers import LeftOut
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """The modules of subject and style that change one weight; one of them may be missing."""
+class Match:
+    """The modules that change one weight: role -> module, in the order of the adapters."""
 
     name: str
-    subject: Module | None
-    style: Module | None
+    members: Mapping[str, Module]
+
+
+def roles(count: int) -> tuple[str, ...]:
+    """What adapters are called: one is the subject, two are subject and style, more have letters.
+
+    >>> roles(2), roles(4), roles(28)[25:]
+    (('subject', 'style'), ('a', 'b', 'c', 'd'), ('z', 'aa', 'ab'))
+    """
+    return ("subject", "style")[:count] if count <= 2 else tuple(_letters(index) for index in range(count))
+
+
+def _letters(index: int) -> str:
+    high, low = divmod(index, 26)
+    return (_letters(high - 1) if high else "") + chr(ord("a") + low)
 
 
 def match_key(name: str) -> tuple[str, str]:
@@ -30,58 +43,67 @@ def match_key(name: str) -> tuple[str, str]:
     return component if component.startswith("text_encoder") else "denoiser", path.replace(".", "_")
 
 
-def partners(subject: Collection[str], style: Collection[str]) -> dict[str, str]:
-    """The style's name for each name of the subject that it has too: equal names first, then equal match keys.
+def partners(known: Collection[str], other: Collection[str]) -> dict[str, str]:
+    """The other adapter's name for each known name that it has too: equal names first, then equal match keys.
 
     Where several names of one file share a match key, only equal names are one module.
 
     >>> partners(["unknown.a.b_c", "unknown.a_b.c"], ["unknown.a_b.c", "unknown.a.b_c"])
     {'unknown.a.b_c': 'unknown.a.b_c', 'unknown.a_b.c': 'unknown.a_b.c'}
     """
-    known = frozenset(style)
-    found = {name: name for name in subject if name in known}
-    counts = Counter(map(match_key, subject)) | Counter(map(match_key, style))
-    theirs = {match_key(name): name for name in style if name not in found and counts[match_key(name)] == 1}
-    for name in subject:
-        if name not in found and match_key(name) in theirs and counts[match_key(name)] == 1:
-            found[name] = theirs[match_key(name)]
+    theirs = frozenset(other)
+    found = {name: name for name in known if name in theirs}
+    counts = Counter(map(match_key, known)) | Counter(map(match_key, other))
+    free = {match_key(name): name for name in other if name not in found and counts[match_key(name)] == 1}
+    for name in known:
+        if name not in found and match_key(name) in free and counts[match_key(name)] == 1:
+            found[name] = free[match_key(name)]
     return found
 
 
-def pair_modules(subject: Adapter, style: Adapter, components: frozenset[str] | None, left_out: LeftOut) -> list[Pair]:
-    """All modules of both adapters, matched; the subject's order first.
+def match_modules(inputs: Mapping[str, Adapter], components: frozenset[str] | None, left_out: LeftOut) -> list[Match]:
+    """All modules of all adapters, matched; the first adapter's order first.
 
     Args:
-        subject, style: the adapters.
+        inputs: role -> adapter.
         components: keep only these parts of the model; keys of the others are entered in `left_out`.
 
     Raises:
         InputError: a common module differs in size: the adapters are for different base models.
     """
-    theirs = dict(style.modules)
-    names_there = partners(subject.modules, theirs)
-    pairs = []
-    for module in subject.modules.values():
-        other = theirs.pop(names_there.get(module.name, ""), None)
-        names = [module.name]
-        if other is not None:
-            _require_same_size(module, other, subject, style)
-            names.append(other.name)
-        # The dotted name of the two is the better known one.
-        name = max(names, key=lambda text: (not text.startswith("unknown."), text.count(".")))
-        pairs.append(Pair(name, module, other))
-    pairs += [Pair(module.name, None, module) for module in theirs.values()]
+    matches: list[Match] = []
+    for role, adapter in inputs.items():
+        matches = _joined(matches, role, adapter.modules, inputs)
     if components is None:
-        return pairs
+        return matches
     kept = []
-    for pair in pairs:
-        if pair.name.partition(".")[0] in components:
-            kept.append(pair)
+    for match in matches:
+        if match.name.partition(".")[0] in components:
+            kept.append(match)
         else:
-            for role, member in (("subject", pair.subject), ("style", pair.style)):
-                if member is not None:
-                    left_out.add(role, member.keys, "not among --components")
+            for role, module in match.members.items():
+                left_out.add(role, module.keys, "not among --components")
     return kept
+
+
+def _joined(
+    matches: Sequence[Match], role: str, modules: Mapping[str, Module], inputs: Mapping[str, Adapter]
+) -> list[Match]:
+    """The matches so far with one more adapter's modules."""
+    theirs = dict(modules)
+    names_there = partners([match.name for match in matches], theirs)
+    joined = []
+    for match in matches:
+        other = theirs.pop(names_there.get(match.name, ""), None)
+        if other is None:
+            joined.append(match)
+            continue
+        first, module = next(iter(match.members.items()))
+        _require_same_size(module, other, inputs[first], inputs[role])
+        # The dotted name of the two is the better known one.
+        name = max((match.name, other.name), key=lambda text: (not text.startswith("unknown."), text.count(".")))
+        joined.append(Match(name, {**match.members, role: other}))
+    return joined + [Match(module.name, {role: module}) for module in theirs.values()]
 
 
 def _require_same_size(module: Module, other: Module, subject: Adapter, style: Adapter) -> None:
@@ -93,8 +115,3 @@ def _require_same_size(module: Module, other: Module, subject: Adapter, style: A
         f"({subject.base}) and {two[0]}x{two[1]} in {style.path} ({style.base})",
         hint="Use two adapters of one base model.",
     )
-
-
-def renamed(module: Module, name: str) -> Module:
-    """The module under the pair's name."""
-    return module if module.name == name else replace(module, name=name)

@@ -18,8 +18,8 @@ Value = object
 class Parameter:
     """One parameter: what it may be, what it is by default, and what it does in a sentence.
 
-    ``kind`` is "number", "choice", "flag", "names" or "directions". ``low`` and ``high`` bound a number (both
-    inclusive; ``high`` may be infinite, and then "inf" is a value).
+    ``kind`` is "number", "count" (a whole number), "choice", "flag", "names" or "directions". ``low`` and ``high``
+    bound a number (both inclusive; ``high`` may be infinite, and then "inf" is a value, but not of a count).
     """
 
     name: str
@@ -46,6 +46,9 @@ class Parameter:
             return ", ".join(self.choices)
         if self.kind == "number":
             return f"a number {_interval(self.low, self.high)}"
+        if self.kind == "count":
+            least = f"a whole number from {self.low:g}"
+            return least if math.isinf(self.high) else f"{least} to {self.high:g}"
         return _KINDS[self.kind][1]
 
     def check(self, value: Value) -> Value:
@@ -104,6 +107,13 @@ def _names(parameter: Parameter, value: Value) -> tuple[str, ...]:
     return names
 
 
+def _count(parameter: Parameter, value: Value) -> int:
+    number = _number(parameter, value)
+    if number != int(number):
+        raise ValueError
+    return int(value) if isinstance(value, (int, str)) else int(number)
+
+
 def _directions(parameter: Parameter, value: Value) -> Value:
     if value == "all":
         return "all"
@@ -119,6 +129,7 @@ def _directions(parameter: Parameter, value: Value) -> Value:
 
 
 _KINDS: Mapping[str, tuple[Callable[[Parameter, Value], Value], str]] = {
+    "count": (_count, "a whole number"),
     "flag": (_flag, "yes or no"),
     "names": (_names, "names separated by commas"),
     "directions": (_directions, '"all", a count such as 4, or a share of the energy such as 0.95'),
@@ -145,6 +156,10 @@ DIRECTIONS = Parameter(
 SIDE = Parameter(
     "side", "choice", "input",
     "Project on the input side (the method) or on the output side (the paper's ablation).", choices=("input", "output"),
+)  # fmt: skip
+SEED = Parameter(
+    "seed", "count", 0,
+    "Seed of methods with randomness; each module's own follows from it and the module's name.", low=0,
 )  # fmt: skip
 SUBJECT_STRENGTH = Parameter(
     "subject_strength", "number", 1.0, "Strength of the subject; 0 leaves it out, negative values subtract it."
@@ -176,10 +191,12 @@ DEVICE = Parameter(
 STRICT = Parameter("strict", "flag", False, "Make every key that would be left out an error.")
 ALLOW_NONFINITE = Parameter("allow_nonfinite", "flag", False, "Go on although an input holds NaN or infinity.")
 
-# What `fuse` understands, in the order in which help and reports show it.
-FUSE = (
-    MU, DIRECTIONS, SIDE, SUBJECT_STRENGTH, STYLE_STRENGTH, COMPONENTS, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE,
-)  # fmt: skip
+# What `fuse` understands whatever the method, in the order in which help and reports show it.
+COMMON = (SUBJECT_STRENGTH, STYLE_STRENGTH, COMPONENTS, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)
+PAIR_ONLY = (SUBJECT_STRENGTH, STYLE_STRENGTH)  # names of two adapters; of more, each has a letter
+WRITING = (FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)  # these change no number
+# What it understands with the method np.
+FUSE = (MU, DIRECTIONS, SIDE, *COMMON)
 
 
 def check_all(parameters: tuple[Parameter, ...], values: Mapping[str, Value]) -> dict[str, Value]:

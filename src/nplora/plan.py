@@ -28,7 +28,7 @@ ALPHA_TOLERANCE = 2.0**-24  # a float32 alpha cannot say a scale more exactly
 class Strand:
     """One summand ``factor * up @ down`` of a module. ``job`` names the projection that rewrites one of its sides."""
 
-    source: str  # "subject" or "style"
+    source: str  # the adapter's role: "subject", "style", "a", ...; or "merged"
     up: Matrix
     down: Matrix
     factor: float
@@ -242,7 +242,7 @@ def _scales(modules: Sequence[_FileModule], format: Format, layout: Layout | Non
 
 def _natural_scale(module: _FileModule) -> float:
     factors = {block.strand.source: abs(block.strand.factor) for block in reversed(module.blocks)}
-    return factors.get("style") or factors.get("subject") or 1.0
+    return factors.get("style") or next((factor for factor in factors.values() if factor), 1.0)  # else the last one's
 
 
 def _lay_out(plan: Plan, module: _FileModule, scale: float, format: Format, dtype: str | None) -> None:

@@ -12,12 +12,12 @@ from .adapter import Adapter
 from .errors import InputError, UsageError
 from .loading import load
 from .metadata import RECIPE
-from .parameters import FUSE, check_all
+from .methods import Merge, Method, find_method
+from .options import numeric_options
+from .pairing import roles
+from .parameters import COMMON, WRITING, check_all
 
-# What a recipe's numbers depend on; the rest of `fuse`'s parameters say how to write or where to compute.
-NUMERIC = tuple(
-    parameter for parameter in FUSE if parameter.name not in ("format", "dtype", "device", "strict", "allow_nonfinite")
-)
+CONVERTING = tuple(parameter for parameter in COMMON if parameter not in WRITING)
 _NAME_THEM = "Name the inputs: nplora verify OUTPUT SUBJECT STYLE."
 
 
@@ -32,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an output was made: role ("subject", "style") -> source, the method, the parameters that move numbers."""
+    """How an output was made: role -> source, the method ("convert" for none), the options that move numbers."""
 
     inputs: Mapping[str, Source]
     method: str
@@ -56,18 +56,29 @@ def read_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
         return None
     try:
         raw = json.loads(text)
-        inputs = {role: _source(raw["inputs"][role]) for role in ("subject", "style") if role in raw["inputs"]}
-        known = {parameter.name for parameter in NUMERIC}
+        inputs = {role: _source(source) for role, source in raw["inputs"].items()}
+        method = str(raw["method"])
+        chosen = None if method == "convert" else _method(method, file)
+        options = numeric_options(chosen, len(inputs)) if chosen else CONVERTING
+        known = {parameter.name for parameter in options}
         values = {name: value for name, value in raw["parameters"].items() if name in known}
-        recipe = Recipe(inputs, str(raw["method"]), check_all(NUMERIC, values))
+        recipe = Recipe(inputs, method, check_all(options, values))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UsageError) as error:
         why = {"got": str(error.got), "expected": error.expected} if isinstance(error, UsageError) else {}
         raise InputError(
             "the recipe in the header cannot be read", file=file, key=RECIPE, **why, hint=_NAME_THEM
         ) from None
-    if "subject" not in recipe.inputs or (recipe.method == "convert") == ("style" in recipe.inputs):
+    fits = len(inputs) == 1 if chosen is None else len(inputs) >= (2 if isinstance(chosen, Method) else 1)
+    if not fits or tuple(inputs) != roles(len(inputs)):
         raise InputError("the recipe in the header does not name its inputs", file=file, key=RECIPE, hint=_NAME_THEM)
     return recipe
+
+
+def _method(name: str, file: str) -> Method | Merge:
+    try:
+        return find_method(name)
+    except UsageError:
+        raise InputError(f"the method {name!r} of the recipe is not known", file=file, hint="Update nplora.") from None
 
 
 def _source(raw: Mapping[str, object]) -> Source:

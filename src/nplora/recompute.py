@@ -33,6 +33,7 @@ from .adapter import Module
 from .adapters import Full, LowRank, Matrix, Opaque, Update
 from .algebra import MAX_DOWN_CONDITION, numerical_rank, product_norm, thin_svd
 from .fused import FusedModule
+from .merging import balanced
 from .parameters import attenuation
 from .projection import Job
 from .storage import cast, compute_dtype, numpy_dtype
@@ -79,12 +80,11 @@ class Strand:
     arithmetic: float = 0.0  # error of the projection's own arithmetic, relative to size
 
 
-def check_module(module: FusedModule, found: Module, side: str = "input") -> Check:
+def check_module(module: FusedModule, found: Module) -> Check:
     """Compare a module of an output with what the fusion should have made of it.
 
     Args:
-        module: the pair with its strengths. found: the output's module.
-        side: on which side the subject is projected, "input" or "output".
+        module: its members with their strengths. found: the output's module.
 
     Returns:
         The relative error and its bound; the error is infinite where shapes or kinds differ or a number is not finite.
@@ -97,9 +97,9 @@ def check_module(module: FusedModule, found: Module, side: str = "input") -> Che
     try:
         with np.errstate(all="ignore"):  # NaN and infinity make the error infinite
             if any(isinstance(update, Full) for update in updates):
-                return _check_dense(module, found.update, side)
+                return _check_dense(module, found.update)
             assert isinstance(found.update, LowRank)
-            checks = [_check_strands(module.name, strands, found.update) for strands in _expected(module, side)]
+            checks = [_check_strands(module.name, strands, found.update) for strands in _expected(module)]
     except (np.linalg.LinAlgError, AssertionError):
         return Check(module.name, float("inf"), 0.0)
     return min(checks, key=lambda check: check.severity)
@@ -110,16 +110,21 @@ def read(matrix: Matrix) -> Array:
     return cast(np.ascontiguousarray(matrix.read()), np.dtype(np.float64))
 
 
-def _expected(module: FusedModule, side: str) -> list[list[Strand]]:
+def _expected(module: FusedModule) -> list[list[Strand]]:
     """The strands of a low-rank module; several answers only where the asked share of the energy is a tie."""
     strands = []
-    for member, strength in zip((module.subject, module.style), module.strengths, strict=True):
-        if member is not None and isinstance(member.update, LowRank):
-            B, A, factor = read(member.update.up), read(member.update.down), strength * member.update.scale
+    if module.merges:
+        product = module.product_of([member.part() for member in module.members])
+        B, A = balanced(product.up, product.down)
+        return [[Strand(B, A, 1.0, _absolute_norm(B, A))]]
+    for member in module.members:
+        if isinstance(member.update, LowRank):
+            B, A, factor = read(member.update.up), read(member.update.down), member.strength * member.update.scale
             strands.append(Strand(B, A, factor, abs(factor) * _absolute_norm(B, A)))
-    g = attenuation(float(module.values["mu"]))  # type: ignore[arg-type]
-    if module.job is None or len(strands) < 2 or g == 0:
+    g = attenuation(float(module.values.get("mu", 0.0)))  # type: ignore[arg-type]
+    if module.job is None or g == 0:
         return [strands]
+    side = module.side
     subject, style = strands
     U, s, V = thin_svd(style.B, style.A)
     answers = []
@@ -239,16 +244,16 @@ def _merged(lefts: list[Array], rights: list[Array]) -> tuple[Array, Array]:
     return columns[live].T, sums[live]
 
 
-def _check_dense(module: FusedModule, found: Update, side: str) -> Check:
+def _check_dense(module: FusedModule, found: Update) -> Check:
     """A module that a full matrix takes part in: it is dense in the files already."""
     if isinstance(found, Opaque):
         return Check(module.name, float("inf"), 0.0)
-    sides = zip((module.subject, module.style), module.strengths, strict=True)
-    parts = [strength * member.update.delta() for member, strength in sides if member is not None]
+    parts = [member.strength * member.update.delta() for member in module.members]
     size = sum(float(np.linalg.norm(part)) for part in parts)
     arithmetic = ARITHMETIC["check"]
-    g = attenuation(float(module.values["mu"]))  # type: ignore[arg-type]
+    g = attenuation(float(module.values.get("mu", 0.0)))  # type: ignore[arg-type]
     if len(parts) == 2 and g:
+        side = module.side
         style = module.style.update  # type: ignore[union-attr]
         pair = (
             (read(style.up), read(style.down))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from . import metadata as words
-from .fused import Fused
+from .fused import Fused, Measure
+from .measures import merged_sentence, total
+from .methods import Merge
 from .overlap import Summary, advice, change, matched_strength, sentence, summarise
 from .projection import Overlap
 from .target import Target
@@ -49,17 +51,55 @@ def recipe(
         role: {"name": _name(adapter.path), "sha256": hashes.get(role), **_config_hash(adapter.config)}
         for role, adapter in fusion.inputs.items()
     }
-    if fusion.style is None:
-        written = {"format": target.naming.format.name}
-        return {words.RECIPE: words.recipe_text(inputs, "convert", _written(fusion, target), written)}
-    mu = float(fusion.parameters["mu"])
-    if overlaps is None:  # reserve room: numbers of full length
-        found: dict[str, Any] = {**results(Summary(0.123456, 0.123456, 1.0, 1.0, 10**6), mu), "sentence": "x" * 400}
-    else:
-        summary = summarise(overlaps.values())
-        found = {**results(summary, mu), "sentence": sentence(summary, mu, list(overlaps.values()))}
-    found["format"] = target.naming.format.name
-    return {words.RECIPE: words.recipe_text(inputs, fusion.method.name, _written(fusion, target), found)}
+    found = {**_found(fusion, overlaps), "format": target.naming.format.name}
+    method = fusion.method.name if fusion.method else "convert"
+    return {words.RECIPE: words.recipe_text(inputs, method, _written(fusion, target), found)}
+
+
+def _found(fusion: Fused, overlaps: Mapping[str, Overlap] | None) -> dict[str, Any]:
+    """What came out; without overlaps, numbers of full length that reserve the room."""
+    if fusion.method is None:
+        return {}
+    found: dict[str, Any] = {}
+    if "style" in fusion.inputs:
+        mu = _mu(fusion)
+        if overlaps is None:
+            found = {**results(Summary(0.123456, 0.123456, 1.0, 1.0, 10**6), mu), "sentence": "x" * 800}
+        else:
+            found = {**results(summarise(overlaps.values()), mu), "sentence": _sentence(fusion, overlaps)}
+    elif overlaps is not None:
+        found = {"sentence": _sentence(fusion, overlaps)}
+    return {**found, **_merged(fusion)}
+
+
+def _mu(fusion: Fused) -> float:
+    """What protects the style: methods without mu leave the overlap alone."""
+    return float(fusion.parameters.get("mu", 0.0))
+
+
+def _sentence(fusion: Fused, overlaps: Mapping[str, Overlap]) -> str:
+    """What the fusion did in words: the pair's overlap, and what a merge made of the file."""
+    if fusion.method is None:
+        return ""
+    said = []
+    if isinstance(fusion.method, Merge):
+        said.append(merged_sentence(fusion.method.title, total(fusion.measures.values(), list(fusion.inputs))))
+    if "style" in fusion.inputs:
+        said.append(sentence(summarise(overlaps.values()), _mu(fusion), list(overlaps.values())))
+    return " ".join(said)
+
+
+def _merged(fusion: Fused) -> dict[str, Any]:
+    """What a merge made of the file, in numbers."""
+    if not isinstance(fusion.method, Merge):
+        return {}
+    found = total(fusion.measures.values(), list(fusion.inputs))
+    return {
+        "kept": {role: _round(share) for role, share in found.kept.items()},
+        "foreign": _round(found.foreign),
+        "distance_to_sum": _round(found.distance),
+        "error": _round(found.error),
+    }
 
 
 def _written(fusion: Fused, target: Target) -> dict[str, object]:
@@ -88,17 +128,18 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
     """
     overlaps = list(fusion.overlaps.values())
     summary = summarise(overlaps)
-    mu = float(fusion.parameters["mu"])
     report: dict[str, Any] = {
         "nplora": __version__,
         "inputs": {role: _input(adapter) for role, adapter in fusion.inputs.items()},
-        "method": fusion.method.name if fusion.style is not None else "convert",
+        "method": fusion.method.name if fusion.method else "convert",
         "parameters": {name: words.jsonable(value) for name, value in fusion.parameters.items()},
-        **results(summary, mu),
-        "sentence": sentence(summary, mu, overlaps) if fusion.style is not None else "",
-        "advice": advice(summary) if fusion.style is not None else "",
+        **(results(summary, _mu(fusion)) if len(fusion.inputs) <= 2 else {}),
+        **_merged(fusion),
+        "sentence": _sentence(fusion, fusion.overlaps),
+        "advice": advice(summary) if fusion.method and "mu" in fusion.parameters else "",
         "modules": _module_counts(fusion),
         "overlaps": [_overlap(overlap) for overlap in overlaps],
+        **({"merges": [_measure(measure) for measure in fusion.measures.values()]} if fusion.measures else {}),
         "notes": list(fusion.notes),
         "left_out": dict(fusion.left_out),
         "trigger_words": {role: words.trigger_words(adapter.metadata) for role, adapter in fusion.inputs.items()},
@@ -112,18 +153,27 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
     return report
 
 
+def _measure(measure: Measure) -> dict[str, Any]:
+    found = total([measure], measure.roles)
+    return {
+        "module": measure.name, "rank": measure.rank, "error": _round(found.error),
+        "kept": {role: _round(share) for role, share in found.kept.items()},
+        "distance_to_sum": _round(found.distance),
+    }  # fmt: skip
+
+
 def _input(adapter: Any) -> dict[str, Any]:
     return {"file": adapter.path, "format": adapter.format.name, "base": adapter.base, "modules": len(adapter.modules)}
 
 
 def _module_counts(fusion: Fused) -> dict[str, Any]:
-    both = [m.name for m in fusion.modules.values() if m.subject is not None and m.style is not None]
-    only: dict[str, Sequence[str]] = {
-        "subject": [m.name for m in fusion.modules.values() if m.style is None],
-        "style": [m.name for m in fusion.modules.values() if m.subject is None],
+    shared = [m.name for m in fusion.modules.values() if len(m.members) > 1]
+    only = {
+        role: [m.name for m in fusion.modules.values() if [member.role for member in m.members] == [role]]
+        for role in (fusion.inputs if len(fusion.inputs) > 1 else ("subject", "style"))
     }
     return {
-        "fused": len(both),
+        "fused": len(shared),
         "passed_through": {role: len(names) for role, names in only.items()},
         "passed_through_names": {role: list(names) for role, names in only.items()},
     }

@@ -63,7 +63,7 @@ def share_jobs(modules: MutableMapping[str, FusedModule]) -> None:
                 "input",
             )
             for module in group:
-                modules[module.name] = replace(module, job=shared)
+                modules[module.name] = replace(module, jobs=dict.fromkeys(module.jobs, shared))
 
 
 def _one_down(jobs: list[Job]) -> bool:

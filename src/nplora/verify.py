@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from .errors import InputError, UsageError
 from .fused import FusedModule
 from .fusion import Fusion, alone, fuse
 from .loading import load
-from .pairing import match_key
-from .recipe import NUMERIC, Recipe, find_input, read_recipe, require_source
+from .methods import find_method
+from .options import numeric_options
+from .pairing import match_key, roles
+from .parameters import WRITING, Parameter
+from .recipe import CONVERTING, Recipe, find_input, read_recipe, require_source
 from .recompute import ARITHMETIC, Check, check_module
 from .storage import cast, numpy_dtype
 from .threads import run_threads
@@ -98,9 +102,8 @@ def _some(names: tuple[str, ...], shown: int = 3) -> str:
 
 def verify(
     output: str | os.PathLike[str],
-    subject: str | os.PathLike[str] | None = None,
-    style: str | os.PathLike[str] | None = None,
-    *,
+    *paths: str | os.PathLike[str] | None,
+    method: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     **parameters: Any,
 ) -> Verification:
@@ -108,11 +111,12 @@ def verify(
 
     Args:
         output: the file or folder to check.
-        subject, style: the inputs. Left out, those that the recipe in the output's header names, looked for beside
-            the output and in the current folder; their SHA-256 must be the recipe's either way.
+        paths: the inputs in their order. Left out, those that the recipe in the output's header names, looked for
+            beside the output and in the current folder; their SHA-256 must be the recipe's either way.
+        method: how they were fused, where there is no recipe (np is the default) or another one than the recipe's.
         progress: called with (modules done, modules in all).
-        **parameters: mu, directions, side, subject_strength, style_strength, components, where they are not to be
-            the recipe's (or, without a recipe, the defaults).
+        **parameters: the method's options, strengths and components, where they are not to be the recipe's (or,
+            without a recipe, the defaults).
 
     Returns:
         The error and the bound of each module, what is missing and what is too much.
@@ -125,7 +129,8 @@ def verify(
     """
     made = load(output)
     recipe = read_recipe(made.metadata, made.path)
-    fusion = _fusion(made, recipe, {"subject": subject, "style": style}, parameters)
+    given = {name: value for name, value in parameters.items() if value is not None}
+    fusion = _fusion(made, recipe, [path for path in paths if path is not None], method, given)
     found = {match_key(name): module for name, module in made.modules.items()}
     pairs, missing, left_out = [], [], []
     for name, module in fusion.modules.items():
@@ -136,8 +141,8 @@ def verify(
             left_out.append(name)
         else:
             missing.append(name)
-    side, checks = str(fusion.parameters["side"]), []
-    threads = run_threads(lambda pair: check_module(*pair, side), pairs, min(WORKERS, os.cpu_count() or 1))
+    checks = []
+    threads = run_threads(lambda pair: check_module(*pair), pairs, min(WORKERS, os.cpu_count() or 1))
     for _, check in threads:
         checks.append(check)
         if progress:
@@ -154,37 +159,48 @@ def verify(
 def _fusion(
     made: Adapter,
     recipe: Recipe | None,
-    paths: Mapping[str, str | os.PathLike[str] | None],
+    paths: Sequence[str | os.PathLike[str]],
+    method: str | None,
     parameters: Mapping[str, Any],
 ) -> Fusion:
     """The fusion that the output should be."""
-    if recipe is None and paths["subject"] is None:
+    if recipe is None and not paths:
         raise InputError(
             "the header holds no recipe", file=made.path, key="nplora.recipe",
             hint="Name the inputs, and the options that they were fused with: nplora verify OUTPUT SUBJECT STYLE.",
         )  # fmt: skip
-    unknown = set(parameters) - {parameter.name for parameter in NUMERIC}
+    inputs = _inputs(made, recipe, paths)
+    if method is None and (recipe is None or recipe.method == "convert") and len(inputs) == 1:
+        _require_numeric(CONVERTING, parameters)
+        components = parameters.get("components") or (recipe.parameters["components"] if recipe else None)
+        return alone(inputs[0], components)
+    same = recipe is not None and method in (None, recipe.method)
+    name = method or (recipe.method if recipe is not None else "np")
+    _require_numeric(numeric_options(find_method(name), len(inputs)), parameters)
+    return fuse(*inputs, method=name, **{**(recipe.parameters if recipe is not None and same else {}), **parameters})
+
+
+def _inputs(made: Adapter, recipe: Recipe | None, paths: Sequence[str | os.PathLike[str]]) -> list[Adapter]:
+    """The adapters that were fused: those that are named, the rest as the recipe names them."""
+    sources = dict(recipe.inputs) if recipe is not None else {}
+    inputs = []
+    for role, path in zip_longest(roles(max(len(sources), len(paths))), paths):
+        source = sources.get(role)
+        if path is None:
+            assert source is not None
+            inputs.append(find_input(role, source, made))
+        else:
+            inputs.append(load(path) if source is None else require_source(role, source, load(path)))
+    return inputs
+
+
+def _require_numeric(options: Sequence[Parameter], parameters: Mapping[str, Any]) -> None:
+    unknown = set(parameters) & {parameter.name for parameter in WRITING}
     if unknown:
         raise UsageError(
             f"{min(unknown)} changes no number, so there is nothing to verify with it",
-            expected=", ".join(parameter.name for parameter in NUMERIC),
+            expected=", ".join(parameter.name for parameter in options),
         )
-    inputs = {}
-    for role, path in paths.items():
-        source = recipe.inputs.get(role) if recipe else None
-        if path is not None:
-            inputs[role] = load(path) if source is None else require_source(role, source, load(path))
-        elif source is not None:
-            inputs[role] = find_input(role, source, made)
-    if "style" not in inputs:
-        components = parameters.get("components") or (recipe.parameters["components"] if recipe else None)
-        return alone(inputs["subject"], components)
-    if recipe is not None and recipe.method not in ("np", "convert"):
-        raise InputError(
-            f"the method {recipe.method!r} of the recipe is not known", file=made.path, hint="Update nplora."
-        )
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return fuse(inputs["subject"], inputs["style"], **{**(recipe.parameters if recipe else {}), **given})
 
 
 def _may_lack(module: FusedModule, made: Adapter) -> bool:
@@ -201,7 +217,7 @@ def _check_vectors(fusion: Fusion, made: Adapter) -> Verification:
     """Biases and norms: added by strength, rounded once."""
     expected: dict[tuple[tuple[str, str], str], list[tuple[float, Vector]]] = {}
     for role, adapter in fusion.inputs.items():
-        strength, asked = float(fusion.parameters[f"{role}_strength"]), fusion.parameters["components"]
+        strength, asked = fusion.strength(role), fusion.parameters["components"]
         for vector in adapter.vectors.values():
             if strength and (asked is None or vector.name.partition(".")[0] in asked):
                 key = match_key(vector.name), vector.target[1]

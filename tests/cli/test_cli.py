@@ -336,8 +336,11 @@ def test_verify_fails_with_status_1(nplora: Nplora) -> None:
 def test_methods(nplora: Nplora) -> None:
     out = nplora("methods").out
     assert out.startswith(
-        "np  Null-space projection (NP-LoRA)\n\n  computes        dW_c (I - g V V^T) with g = mu / (1 + mu)"
+        "np  Null-space projection (NP-LoRA)\n\n"
+        "  computes        dW = w_s dW_s + w_c dW_c (I - g V V^T) with g = mu / (1 + mu)\n"
+        "  promises        The subject's response in the style's directions is divided by 1 + mu"
     )
     assert "  published       arXiv 2511.11051" in out
-    data = json.loads(nplora("methods --json").out)
-    assert [parameter["name"] for parameter in data[0]["parameters"]] == ["mu", "directions"]
+    data = {method["name"]: method for method in json.loads(nplora("methods --json").out)}
+    assert [parameter["name"] for parameter in data["np"]["parameters"]] == ["mu", "directions", "side"]
+    assert all(method["formula"] and method["guarantee"] for method in data.values())

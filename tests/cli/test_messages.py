@@ -31,11 +31,16 @@ USAGE = {
     ),
     "--loud": "No such option '--loud'. See `nplora --help`.",
     "fuse cat.safetensors ink.safetensors": "Missing option '-o' / '--output'. See `nplora fuse --help`.",
-    "fuse cat.safetensors -o out.safetensors": "Missing argument 'STYLE'. See `nplora fuse --help`.",
+    "fuse cat.safetensors -o out.safetensors": (
+        "the method np fuses two adapters: expected a subject and a style, got 1. nplora methods lists others."
+    ),
     "inspect": "Missing argument 'ADAPTER...'. See `nplora inspect --help`.",
     "compare cat.safetensors": "Two adapters are needed, or a folder that holds them. See `nplora compare --help`.",
     "verify": "Missing argument 'OUTPUT'. See `nplora verify --help`.",
-    f"{FUSE} extra": "Got unexpected extra argument (extra). See `nplora fuse --help`.",
+    f"{FUSE} --method magic": METHODS,
+    f"{FUSE} --method linear --mu 1": "the method linear has no option --mu: expected none of its own.",
+    f"{FUSE} --seed 1": "the method np has no option --seed: expected --mu, --directions, --side.",
+    f"{FUSE} --mux 1": "No such option '--mux'. Did you mean '--mu'? See `nplora fuse --help`.",
     f"{FUSE} --mu": "Option '--mu' requires an argument. See `nplora fuse --help`.",
     f"{FUSE} --mu -1": f"mu is out of range: expected a number from 0 to inf, got '-1'. {MU}",
     f"{FUSE} --mu nan": f"mu is out of range: expected a number from 0 to inf, got 'nan'. {MU}",

@@ -10,7 +10,8 @@ import click
 from .. import hashing
 from ..errors import OutputError, UsageError
 from ..parameters import FUSE
-from .options import take, with_parameters
+from .fuse_options import METHOD, MethodCommand
+from .options import given, with_parameters
 from .progress import Progress
 from .text import count, facts, paragraph, say, size, some, spread, write_json
 
@@ -18,36 +19,42 @@ if TYPE_CHECKING:
     from ..fusion import Fusion
 
 
-@click.command(short_help="Fuse a subject and a style into one file.")
-@click.argument("subject")
-@click.argument("style")
+@click.command(cls=MethodCommand, short_help="Fuse a subject and a style into one file.")
+@click.argument("adapters", nargs=-1, required=True, metavar="SUBJECT STYLE ...")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The file to write (a folder with --format peft).")
+@METHOD
 @with_parameters(FUSE)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists already.")
 @click.option("--report", metavar="FILE.json", help="Write the whole report there: every module, every key left out.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
 def command(
-    subject: str, style: str, output: str, overwrite: bool, report: str | None, quiet: bool, **values: Any
+    adapters: tuple[str, ...],
+    output: str,
+    overwrite: bool,
+    report: str | None,
+    quiet: bool,
+    method: str | None,
+    **values: Any,
 ) -> None:
     """Fuse SUBJECT and STYLE (files, or PEFT folders) into one adapter.
 
     In every module the style's directions are kept from the subject: dW = style + subject (I - g V V^T) with
     g = mu/(1+mu) and V the style's input directions. Nothing is approximated; modules that only one of the two
-    changes pass through.
+    changes pass through. Another --method fuses in another way, and most of them more than two adapters.
     """
     for path in (subject, style):
         hashing.begin(path)
     from .. import fuse, load
 
     if report is not None:
-        require_free(report, (subject, style, output), overwrite)
+        require_free(report, (*adapters, output), overwrite)
     with Progress("fusing", quiet=quiet) as progress:
-        fusion = fuse(load(subject), load(style), progress=progress, **take(values, FUSE))
+        fusion = fuse(*map(load, adapters), method=method or "np", progress=progress, **given(values))
         done = fusion.save(output, overwrite=overwrite)
     if report is not None:
         write_json(report, done)
     if not quiet:
-        say(paragraph(f"{done['sentence']} {done['advice']}"), facts(_facts(fusion, done, report)))
+        say(paragraph(f"{done['sentence']} {done['advice']}".strip()), facts(_facts(fusion, done, report)))
 
 
 def require_free(report: str, others: tuple[str, ...], overwrite: bool) -> None:
@@ -73,9 +80,11 @@ def _facts(fusion: Fusion, done: dict[str, Any], report: str | None) -> list[tup
 
 def _made_of(fusion: Fusion, done: dict[str, Any]) -> str:
     from ..adapters import LowRank
+    from ..merging import made
     from ..storage import TensorFile
 
-    stacks = ([m.update.rank for m in module.modules if isinstance(m.update, LowRank)] for module in fusion.values())
+    written = (module.written for module in made(fusion).values())
+    stacks = ([m.update.rank for m in members if isinstance(m.update, LowRank)] for members in written)
     ranks = sorted(sum(stack) for stack in stacks if stack)
     shown = spread({rank: ranks.count(rank) for rank in dict.fromkeys(ranks)})
     return ", ".join((done["format"], *([f"rank {shown}"] if shown else []), size(TensorFile(done["output"]).size)))
@@ -83,7 +92,9 @@ def _made_of(fusion: Fusion, done: dict[str, Any]) -> str:
 
 def _modules(counts: dict[str, Any]) -> str:
     text = f"{counts['fused']} fused"
-    passed = [f"{number} of the {role} alone" for role, number in counts["passed_through"].items() if number]
+    roles = counts["passed_through"].items()
+    named = ((f"the {role}" if role in ("subject", "style") else role, number) for role, number in roles)
+    passed = [f"{number} of {name} alone" for name, number in named if number]
     return f"{text}; {' and '.join(passed)} passed through" if passed else text
 
 

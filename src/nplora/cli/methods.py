@@ -9,34 +9,30 @@ import click
 from .text import as_json, facts, say
 
 if TYPE_CHECKING:
-    from ..methods import Method
+    from ..methods import Merge, Method
 
 
 @click.command(short_help="List the fusion methods with their parameters.")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON.")
 def command(json_: bool) -> None:
-    """List the fusion methods: what each computes, where it was published, which parameters it has."""
-    from ..methods import all_methods
+    """List the fusion methods: what each computes and promises, where it was published, which options it has."""
+    from ..methods import known_methods
 
-    methods = all_methods()
+    methods = known_methods().values()
     if json_:
-        click.echo(as_json([_data(method) for method in methods.values()]))
+        click.echo(as_json([_data(method) for method in methods]))
         return
-    for method in methods.values():
-        rows = [("computes", _formula(method.function)), ("published", method.reference)]
-        rows += [(p.option, f"{p.sentence} (default {p.default})") for p in method.parameters]
+    for method in methods:
+        rows = [("computes", method.formula), ("promises", method.guarantee), ("published", method.reference)]
+        rows = [row for row in rows if row[1]]
+        rows += [(p.option, f"{p.sentence} (default {p.default})") for p in method.options]
         say(click.style(method.name, bold=True) + f"  {method.title}", facts(rows))
 
 
-def _data(method: Method) -> dict[str, Any]:
+def _data(method: Method | Merge) -> dict[str, Any]:
     return {
-        "name": method.name, "title": method.title, "reference": method.reference, "formula": _formula(method.function),
-        "parameters": [
-            {"name": p.name, "default": p.default, "range": p.range, "sentence": p.sentence} for p in method.parameters
+        "name": method.name, "title": method.title, "reference": method.reference, "formula": method.formula,
+        "guarantee": method.guarantee, "parameters": [
+            {"name": p.name, "default": p.default, "range": p.range, "sentence": p.sentence} for p in method.options
         ],
     }  # fmt: skip
-
-
-def _formula(function: object) -> str:
-    """The first sentence of the method's docstring."""
-    return (function.__doc__ or "").strip().splitlines()[0].replace("``", "")

@@ -44,23 +44,29 @@ def _option(parameter: Parameter) -> Callable[[Any], Any]:
         return click.option(parameter.option, parameter.name, is_flag=True, default=False, help=parameter.sentence)
     return click.option(
         parameter.option, parameter.name, type=Kind(parameter), default=None, metavar=_metavar(parameter),
-        help=f"{parameter.sentence}{_facts(parameter)}",
+        help=f"{parameter.sentence}{facts_of(parameter)}",
     )  # fmt: skip
 
 
 def _metavar(parameter: Parameter) -> str:
-    return {"number": "NUMBER", "names": "NAMES", "directions": "all|COUNT|SHARE"}.get(
+    return {"number": "NUMBER", "count": "COUNT", "names": "NAMES", "directions": "all|COUNT|SHARE"}.get(
         parameter.kind, "|".join(parameter.choices)
     )
 
 
-def _facts(parameter: Parameter) -> str:
+def facts_of(parameter: Parameter) -> str:
+    """Range and default, as help shows them."""
     found = []
     if parameter.kind == "number" and not math.isinf(parameter.low):
         found.append(f"range: {parameter.low:g} to {parameter.high:g}")
     if parameter.default is not None:
         found.append(f"default: {parameter.default}")
     return f"  [{'; '.join(found)}]" if found else ""
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given (a flag that was not is False)."""
+    return {name: value for name, value in values.items() if value is not None and value is not False}
 
 
 def take(values: dict[str, Any], parameters: Iterable[Parameter]) -> dict[str, Any]:

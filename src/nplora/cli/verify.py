@@ -6,22 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..parameters import FUSE
-from .options import take, with_parameters
+from ..parameters import FUSE, WRITING
+from .fuse_options import METHOD, MethodCommand
+from .options import given, with_parameters
 from .progress import Progress
 from .text import as_json, count, facts, paragraph, say, some
 
 if TYPE_CHECKING:
     from ..verify import Verification
 
-NUMERIC = tuple(p for p in FUSE if p.name not in ("format", "dtype", "device", "strict", "allow_nonfinite"))
+NUMERIC = tuple(parameter for parameter in FUSE if parameter not in WRITING)
 SHOWN = 5  # modules over their bound that are named
 
 
-@click.command(short_help="Recompute an output from its sources and prove it right.")
+@click.command(cls=MethodCommand, short_help="Recompute an output from its sources and prove it right.")
 @click.argument("output")
-@click.argument("subject", required=False)
-@click.argument("style", required=False)
+@click.argument("adapters", nargs=-1, metavar="[SUBJECT STYLE ...]")
+@METHOD
 @with_parameters(NUMERIC)
 @click.option("--json", "json_", is_flag=True, help="Print the error of every module as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
@@ -30,8 +31,8 @@ def command(
     context: click.Context,
     /,
     output: str,
-    subject: str | None,
-    style: str | None,
+    adapters: tuple[str, ...],
+    method: str | None,
     json_: bool,
     quiet: bool,
     **values: Any,
@@ -45,7 +46,7 @@ def command(
     from ..verify import verify
 
     with Progress("verifying", quiet=quiet) as progress:
-        result = verify(output, subject, style, progress=progress, **take(values, NUMERIC))
+        result = verify(output, *adapters, method=method, progress=progress, **given(values))
     if json_:
         click.echo(as_json(_data(result)))
     elif not (quiet and result.passed):

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..algebra import Array, Grams
-from ..parameters import Parameter
+from ..errors import UsageError
+from ..parameters import SEED, SIDE, Parameter
 
 Function = Callable[..., "Result"]
 MergeFunction = Callable[..., "Product"]
@@ -39,23 +40,44 @@ class Result:
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: its function, its parameters as data, its reference."""
+    """A registered projection: its function, its parameters as data, its reference and what it promises.
+
+    ``rewrites`` is False for a method that changes no factor and only looks at the overlap.
+    """
 
     name: str
     title: str
     reference: str
     parameters: tuple[Parameter, ...]
     function: Function
+    formula: str = ""
+    guarantee: str = ""
+    rewrites: bool = True
+
+    @property
+    def options(self) -> tuple[Parameter, ...]:
+        """Its parameters and those that every projection has."""
+        return (*self.parameters, SIDE) if self.rewrites else self.parameters
 
     def __call__(self, grams: Grams, **values: object) -> Result:
         return self.function(grams, **values)
 
 
-def method(name: str, *, title: str, reference: str, parameters: tuple[Parameter, ...]) -> Callable[[Function], Method]:
-    """Register the decorated function as a fusion method."""
+def method(
+    name: str,
+    *,
+    title: str,
+    reference: str,
+    parameters: tuple[Parameter, ...],
+    formula: str = "",
+    guarantee: str = "",
+    rewrites: bool = True,
+) -> Callable[[Function], Method]:
+    """Register the decorated function as a projection; without a formula its docstring's first line is shown."""
 
     def register(function: Function) -> Method:
-        return Method(name, title, reference, parameters, function)
+        shown = formula or (function.__doc__ or "").strip().partition("\n")[0].replace("``", "")
+        return Method(name, title, reference, parameters, function, shown, guarantee, rewrites)
 
     return register
 
@@ -98,6 +120,11 @@ class Merge:
     parameters: tuple[Parameter, ...]
     function: MergeFunction
 
+    @property
+    def options(self) -> tuple[Parameter, ...]:
+        """Its parameters and those that every merge has."""
+        return (*self.parameters, SEED)
+
     def __call__(self, parts: Sequence[Part], *, seed: int = 0, **values: object) -> Product:
         """Merge one module.
 
@@ -130,9 +157,48 @@ def all_merges() -> dict[str, Merge]:
 @lru_cache(maxsize=1)
 def all_methods() -> dict[str, Method]:
     """Every projection, by name."""
-    return {value.name: value for value in _found() if isinstance(value, Method)}
+    found = {value.name: value for value in _found() if isinstance(value, Method)}
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "np", item[0])))  # the default comes first
 
 
-def _found() -> Iterator[object]:
+def known_methods() -> dict[str, Method | Merge]:
+    """Both sorts by name, the projections first."""
+    return {**all_methods(), **all_merges()}
+
+
+def find_method(name: str) -> Method | Merge:
+    """The projection or merge of a name; only its own file is imported where that bears its name.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+
+    >>> find_method("np").title
+    'Null-space projection (NP-LoRA)'
+    """
+    found = _in_file(name.replace("-", "_")).get(name) if name.replace("-", "").isalnum() else None
+    if found is None:
+        known = known_methods()
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]}?" if near else "nplora methods lists them."
+            raise UsageError(f"no method is called {name}", expected=f"one of {', '.join(known)}", hint=hint)
+        found = known[name]
+    return found
+
+
+def _in_file(file: str) -> dict[str, Method | Merge]:
+    """The methods of one file of this folder, if there is one."""
+    try:
+        module = importlib.import_module(f"{__name__}.{file}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{file}":
+            raise
+        return {}
+    return {value.name: value for value in vars(module).values() if isinstance(value, Method | Merge)}
+
+
+def _found() -> Iterator[Method | Merge]:
     for info in pkgutil.iter_modules(__path__):
-        yield from vars(importlib.import_module(f"{__name__}.{info.name}")).values()
+        yield from _in_file(info.name).values()

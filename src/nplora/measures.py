@@ -1,0 +1,100 @@
+"""What a merge made of a file: its error, how strongly each adapter is in the result, how far that is from the sum.
+
+Everything follows from inner products of updates, summed over modules (never averaged).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .fused import Measure
+
+ROUNDING = 1e-7  # distances from inner products in float64 feel rounding up to about here
+
+
+@dataclass(frozen=True)
+class Total:
+    """Measures of a file.
+
+    Attributes:
+        roles: the adapters.
+        gram: inner products of their updates at their strengths, and of the result, which comes last.
+        error: distance from the method's definition, relative to what it defines.
+    """
+
+    roles: tuple[str, ...]
+    gram: NDArray[np.float64]
+    error: float
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """How strongly each adapter is in the result: the c_i of the nearest ``sum_i c_i w_i dW_i``; 1 is all of it.
+
+        Exactly 1 for the plain sum, however the adapters overlap; equal adapters share.
+        """
+        inner, right = self.gram[:-1, :-1], self.gram[:-1, -1]
+        lengths = np.sqrt(np.where(np.diag(inner) > 0, np.diag(inner), 1.0))
+        found, *_ = np.linalg.lstsq(inner / lengths / lengths[:, None], right / lengths, rcond=1e-9)
+        return {role: float(c) for role, c in zip(self.roles, found / lengths, strict=True)}
+
+    @property
+    def foreign(self) -> float:
+        """The share of the result's norm that no sum of the adapters explains."""
+        size = self.gram[-1, -1]
+        explained = sum(c * g for c, g in zip(self.kept.values(), self.gram[:-1, -1], strict=True))
+        share = sqrt(max(1.0 - float(explained) / size, 0.0)) if size > 0 else 0.0
+        return share if share > sqrt(ROUNDING) / 10 else 0.0
+
+    @property
+    def distance(self) -> float:
+        """``||dW - sum_i w_i dW_i|| / ||sum_i w_i dW_i||``, 0 where it is no more than rounding."""
+        inner = self.gram[:-1, :-1]
+        total = float(inner.sum())
+        square = float(self.gram[-1, -1]) - 2 * float(self.gram[:-1, -1].sum()) + total
+        if total <= 0:
+            return float("inf") if self.gram[-1, -1] > 0 else 0.0
+        share = sqrt(max(square / total, 0.0))
+        return share if share > ROUNDING else 0.0
+
+
+def total(measures: Iterable[Measure], roles: Sequence[str]) -> Total:
+    """Measures of all modules added up."""
+    size = len(roles) + 1
+    gram, error, defined = np.zeros((size, size)), 0.0, 0.0
+    for measure in measures:
+        places = [*(roles.index(role) for role in measure.roles), size - 1]
+        gram[np.ix_(places, places)] += measure.gram
+        error += measure.error**2
+        defined += float(measure.gram[-1, -1]) + measure.error**2
+    return Total(tuple(roles), gram, sqrt(error / defined) if defined > 0 else 0.0)
+
+
+def merged_sentence(title: str, found: Total) -> str:
+    """What a merge did, in one sentence.
+
+    >>> one = Measure("m", 2, 0.0, ("subject", "style"), np.array([[4.0, 0, 4], [0, 1.0, 1], [4, 1, 5]]))
+    >>> merged_sentence("Sum", total([one], ("subject", "style")))
+    'Sum: the result holds subject at 1.00 and style at 1.00 of their strengths, and equals the plain sum.'
+    """
+    shares = [f"{role} at {share:.2f}" for role, share in found.kept.items()]
+    listed = " and ".join([", ".join(shares[:-1]), shares[-1]] if len(shares) > 1 else shares)
+    strengths = "their strengths" if len(shares) > 1 else "its strength"
+    text = f"{title}: the result holds {listed} of {strengths}"
+    if found.distance == 0:
+        return f"{text}, and equals the plain sum."
+    text += f"; it is {_percent(found.distance)} away from the plain sum"
+    if found.foreign > 0.005:
+        text += f", and {_percent(found.foreign)} of its norm is in none of the adapters"
+    if found.error > ROUNDING:
+        text += f". Writing it at this rank costs {_percent(found.error)}"
+    return text + "."
+
+
+def _percent(share: float) -> str:
+    number = 100 * share
+    return f"{number:.0f} %" if number >= 10 else f"{number:.2g} %"
