@@ -40,7 +40,7 @@ class Member:
         up, down = (
             cast(np.ascontiguousarray(factor.read()), np.dtype(np.float64)) for factor in (update.up, update.down)
         )
-        return Part(update.scale * up, down, self.strength)
+        return Part(update.scale * up, down, self.strength, update.scale)
 
 
 @dataclass(frozen=True, slots=True)

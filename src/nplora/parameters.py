@@ -19,7 +19,8 @@ class Parameter:
     """One parameter: what it may be, what it is by default, and what it does in a sentence.
 
     ``kind`` is "number", "count" (a whole number), "choice", "flag", "names" or "directions". ``low`` and ``high``
-    bound a number (both inclusive; ``high`` may be infinite, and then "inf" is a value, but not of a count).
+    bound a number (both inclusive; ``high`` may be infinite, and then "inf" is a value, but not of a count,
+    which is never below 0).
     """
 
     name: str
@@ -47,7 +48,7 @@ class Parameter:
         if self.kind == "number":
             return f"a number {_interval(self.low, self.high)}"
         if self.kind == "count":
-            least = f"a whole number from {self.low:g}"
+            least = f"a whole number from {max(self.low, 0):g}"
             return least if math.isinf(self.high) else f"{least} to {self.high:g}"
         return _KINDS[self.kind][1]
 
@@ -108,10 +109,10 @@ def _names(parameter: Parameter, value: Value) -> tuple[str, ...]:
 
 
 def _count(parameter: Parameter, value: Value) -> int:
-    number = _number(parameter, value)
-    if number != int(number):
+    number = int(value) if isinstance(value, (int, str)) else float(value)  # type: ignore[arg-type]
+    if isinstance(value, bool) or number != int(number) or not max(parameter.low, 0) <= number <= parameter.high:
         raise ValueError
-    return int(value) if isinstance(value, (int, str)) else int(number)
+    return int(number)
 
 
 def _directions(parameter: Parameter, value: Value) -> Value:

@@ -37,9 +37,10 @@ USAGE = {
     "inspect": "Missing argument 'ADAPTER...'. See `nplora inspect --help`.",
     "compare cat.safetensors": "Two adapters are needed, or a folder that holds them. See `nplora compare --help`.",
     "verify": "Missing argument 'OUTPUT'. See `nplora verify --help`.",
-    f"{FUSE} --method magic": METHODS,
+    f"{FUSE} --method magic": (
+        "no method is called magic: expected one of np, linear. nplora methods lists them."
+    ),
     f"{FUSE} --method linear --mu 1": "the method linear has no option --mu: expected none of its own.",
-    f"{FUSE} --seed 1": "the method np has no option --seed: expected --mu, --directions, --side.",
     f"{FUSE} --mux 1": "No such option '--mux'. Did you mean '--mu'? See `nplora fuse --help`.",
     f"{FUSE} --mu": "Option '--mu' requires an argument. See `nplora fuse --help`.",
     f"{FUSE} --mu -1": f"mu is out of range: expected a number from 0 to inf, got '-1'. {MU}",

@@ -87,12 +87,19 @@ class Part:
     """One adapter's share in one module: its update is ``dW = up @ down``, and ``weight`` is its strength.
 
     ``up`` (out, r) and ``down`` (r, n) hold the adapter's own scale (alpha / r) already; float64 unless the device
-    has none.
+    has none. ``scale`` says what it was, for methods that reproduce what other programs do with stored factors.
     """
 
     up: Array
     down: Array
     weight: float = 1.0
+    scale: float = 1.0
+
+
+def weighted(parts: Sequence[Part]) -> list[tuple[Array, Array]]:
+    """Factors with the strength in the up factor; parts of strength 0 are left out, unless all are (then the first)."""
+    live = [part for part in parts if part.weight] or parts[:1]
+    return [(part.up if part.weight == 1 else part.weight * part.up, part.down) for part in live]
 
 
 @dataclass(frozen=True)

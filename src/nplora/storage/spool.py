@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +31,10 @@ class Spool:
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = os.fspath(folder) if folder is not None else tempfile.gettempdir()
         try:
-            self._file = tempfile.TemporaryFile(dir=self.folder)  # closed with the object  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - it lives as long as the spool
         except OSError as error:
             raise self._cannot_write(error) from None
+        weakref.finalize(self, self._file.close)
         self._size = 0
 
     def add(self, array: NDArray[np.floating], dtype: str, name: str) -> Spooled:
