@@ -42,7 +42,7 @@ def command(
     g = mu/(1+mu) and V the style's input directions. Nothing is approximated; modules that only one of the two
     changes pass through. Another --method fuses in another way, and most of them more than two adapters.
     """
-    for path in (subject, style):
+    for path in adapters:
         hashing.begin(path)
     from .. import fuse, load
 
