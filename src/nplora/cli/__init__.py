@@ -21,6 +21,8 @@ COMMANDS = {
     "compare": "Say how much two adapters overlap and what mu will do.",
     "convert": "Write an adapter in another format or number type.",
     "verify": "Recompute an output from its sources and prove it right.",
+    "run": "Make everything that a recipe says, none of it twice.",
+    "recipe": "Print the recipe that a fused file carries.",
     "methods": "List the fusion methods with their parameters.",
 }
 ABOUT = "Fuse LoRA files exactly: the style keeps its directions, the subject the rest."
