@@ -192,6 +192,30 @@ DEVICE = Parameter(
 STRICT = Parameter("strict", "flag", False, "Make every key that would be left out an error.")
 ALLOW_NONFINITE = Parameter("allow_nonfinite", "flag", False, "Go on although an input holds NaN or infinity.")
 
+# Of the merges in `methods/`, several of which share a parameter.
+DENSITY = Parameter("density", "number", 0.2, "Share of the entries that is kept.", low=0.0, high=1.0)
+SCALING = Parameter("scaling", "number", 1.0, "Factor on the merged update, the papers' lambda.")
+ELECTION = Parameter(
+    "election", "choice", "total",
+    "Which sign an entry gets: that of the sum (total), or the one that more adapters have (frequency).",
+    choices=("total", "frequency"),
+)  # fmt: skip
+AGREEING = Parameter(
+    "agreeing", "choice", "mean", "What becomes of the entries that have the elected sign.", choices=("mean", "sum")
+)
+VARIANT = Parameter(
+    "variant", "choice", "linear", "Add what is kept (linear), or elect signs first (ties).", choices=("linear", "ties")
+)
+SPACE = Parameter(
+    "space", "choice", "weights",
+    "Work on the entries of the updates (the paper's method) or on those of their small shared cores (faster).",
+    choices=("weights", "core"),
+)  # fmt: skip
+RANK = Parameter(
+    "rank", "count", None,
+    "Rank of the result in each module; by default as large as all the adapters' ranks together.", low=1,
+)  # fmt: skip
+
 # What `fuse` understands whatever the method, in the order in which help and reports show it.
 COMMON = (SUBJECT_STRENGTH, STYLE_STRENGTH, COMPONENTS, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)
 PAIR_ONLY = (SUBJECT_STRENGTH, STYLE_STRENGTH)  # names of two adapters; of more, each has a letter

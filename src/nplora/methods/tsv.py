@@ -1,0 +1,40 @@
+"""TSV-Merge: singular vectors of all tasks made orthogonal to each other (Gargiulo et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..algebra import Array, namespace, transpose
+from ..bases import polar_root, spectrum, truncated
+from ..parameters import RANK, SCALING
+from . import Part, Product, merge, weighted
+
+
+@merge(
+    "tsv",
+    title="TSV-Merge",
+    reference="arXiv 2412.00081, Algorithm 1",
+    formula="D = scaling * polar([U_1 .. U_K]) diag(S_1 .. S_K) polar([V_1 .. V_K])^T",
+    guarantee="the plain sum where the updates are orthogonal; dW itself for K equal ones; any order gives the same",
+    parameters=(SCALING, RANK),
+)
+def tsv(parts: Sequence[Part], *, seed: int = 0, scaling: float = 1.0, rank: int | None = None) -> Product:
+    """The singular vectors of all updates replaced by the nearest orthonormal ones, on the updates' numerical ranks.
+
+    >>> import numpy as np
+    >>> one = Part(np.eye(3)[:, :1], np.eye(4)[:1], 3.0)
+    >>> found = tsv([one, one])
+    >>> float((found.up @ found.down).sum().round(6))
+    3.0
+    """
+    found = [spectrum(up, down) for up, down in weighted(parts)]
+    spectra = [one for one in found if float(one.s[0]) > 0] or found[:1]  # a zero update has no directions to turn
+    xp = namespace(spectra[0].s)
+    U, V = (_polar(xp.concat(vectors, axis=1)) for vectors in ([x.U for x in spectra], [x.V for x in spectra]))
+    s = xp.concat([x.s for x in spectra])
+    return Product(*truncated(U * (scaling * s)[None, :], transpose(V), rank))
+
+
+def _polar(F: Array) -> Array:
+    """The nearest matrix with orthonormal columns, on the support of F."""
+    return F @ polar_root(transpose(F) @ F)

@@ -1,0 +1,164 @@
+"""What must hold for each merge by its definition, whatever the numbers are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from methods.updates import EXACT, dense, distance, live, merged, of, orthogonal, part, run, several
+from nplora.methods import Part
+
+EXACT_SUMS = [
+    ("svd", {}),
+    ("knots", {"inner": "linear"}),
+    ("core-space", {"inner": "linear"}),
+    ("dare", {"density": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), EXACT_SUMS, ids=str)
+@given(parts=several())
+def test_linear_merging_is_the_sum_in_every_space(name, values, parts):
+    assert distance(merged(name, parts, **values), sum(live(parts)), parts) < EXACT
+
+
+def random_parts(seed: int, count: int = 2, out: int = 13, width: int = 17) -> list[Part]:
+    rng = np.random.default_rng(seed)
+    return [part(rng, out, width, rank) for rank in range(2, 2 + count)]
+
+
+# ------------------------------------------------------------------------------------------ TIES
+
+
+@given(st.integers(0, 99))
+def test_ties_of_equal_signs_at_density_1_is_the_mean(seed):
+    rng = np.random.default_rng(seed)
+    xs = [abs(rng.standard_normal((7, 9))) for _ in range(3)]
+    assert distance(merged("ties", list(map(of, xs)), density=1.0, rank=9), sum(xs) / 3) < EXACT
+
+
+@given(st.integers(0, 99), st.sampled_from([0.2, 0.6, 1.0]))
+def test_ties_of_an_update_with_itself_is_the_trimmed_update(seed, density):
+    (one, _) = random_parts(seed)
+    got = merged("ties", [one, one], density=density, rank=13)
+    alone = merged("ties", [one], density=density, rank=13)
+    assert distance(got, alone) < EXACT
+    if density == 1.0:
+        assert distance(got, dense(one)) < EXACT
+    assert np.count_nonzero(abs(got) > 1e-9) == int(density * got.size)
+
+
+@given(st.integers(0, 99))
+def test_ties_of_an_update_and_its_opposite_is_its_magnitude(seed):
+    (one, _) = random_parts(seed)
+    opposite = Part(-one.up, one.down)
+    assert distance(merged("ties", [one, opposite], density=1.0, rank=13), abs(dense(one))) < EXACT
+
+
+@given(st.integers(0, 99))
+def test_ties_scales_with_the_strengths(seed):
+    one, two = random_parts(seed)
+    twice = [Part(one.up, one.down, 2.0), Part(two.up, two.down, 2.0)]
+    assert distance(merged("ties", twice, rank=13), 2 * merged("ties", [one, two], rank=13)) < EXACT
+    assert distance(merged("ties", [one, two], scaling=2.0, rank=13), 2 * merged("ties", [one, two], rank=13)) < EXACT
+
+
+def test_ties_keeps_disjoint_updates_whole():
+    left, right = np.zeros((6, 8)), np.zeros((6, 8))
+    left[:3], right[3:] = 1.5, -2.0
+    assert distance(merged("ties", [of(left), of(right)], density=0.5, rank=6), left + right) < EXACT
+
+
+# ------------------------------------------------------------------------------------------ TSV and Iso
+
+
+@given(st.integers(0, 99))
+def test_tsv_of_orthogonal_updates_is_their_sum(seed):
+    parts = orthogonal(np.random.default_rng(seed), 14, 16, [2, 3, 1])
+    assert distance(merged("tsv", parts), sum(map(dense, parts))) < EXACT
+
+
+@given(st.integers(0, 99), st.integers(1, 4))
+def test_tsv_of_equal_updates_is_one_of_them(seed, count):
+    (one, _) = random_parts(seed)
+    assert distance(merged("tsv", [one] * count), dense(one)) < 1e-8
+    assert run("tsv", [one] * count).down.shape[0] == 2
+
+
+@given(several())
+def test_tsv_takes_the_updates_in_any_order(parts):
+    assert distance(merged("tsv", parts[::-1]), merged("tsv", parts), parts) < EXACT
+
+
+@pytest.mark.parametrize("inner", ["tsv", "iso"])
+@given(parts=several())
+def test_tsv_and_iso_are_the_same_in_core_space(inner, parts):
+    outside = merged({"tsv": "tsv", "iso": "iso-c"}[inner], parts)
+    assert distance(merged("core-space", parts, inner=inner), outside, parts) < EXACT
+
+
+@given(st.integers(0, 99))
+def test_iso_c_has_one_singular_value_and_the_directions_of_the_sum(seed):
+    parts = random_parts(seed)
+    got, total = merged("iso-c", parts), sum(map(dense, parts))
+    u, s, vt = np.linalg.svd(total)
+    assert np.allclose(np.linalg.svd(got, compute_uv=False)[:5], s[:5].mean())
+    assert np.allclose(u[:, :5].T @ got @ vt[:5].T, s[:5].mean() * np.eye(5))
+    assert np.linalg.matrix_rank(got) == 5
+
+
+def test_iso_c_gives_a_flat_spectrum_back():
+    rng = np.random.default_rng(1)
+    flat = 3 * np.linalg.qr(rng.standard_normal((9, 2)))[0] @ np.linalg.qr(rng.standard_normal((11, 2)))[0].T
+    assert distance(merged("iso-c", [of(flat)]), flat) < EXACT
+
+
+# ------------------------------------------------------------------------------------------ KnOTS and Core Space
+
+
+@given(several())
+def test_cores_lose_nothing(parts):
+    from nplora.bases import cores
+
+    factors = [(one.up, one.down) for one in parts]
+    shared = cores(factors)
+    assert (
+        distance(
+            shared.left.lift(np.eye(shared.left.R.shape[0])).T @ shared.left.lift(np.eye(shared.left.R.shape[0])),
+            np.eye(shared.left.R.shape[0]),
+        )
+        < 1e-9
+    )
+    for (up, down), M in zip(factors, shared.matrices, strict=True):
+        lifted = shared.lift(M)
+        assert distance(lifted[0] @ lifted[1], up @ down, parts) < EXACT
+
+
+@given(several())
+def test_the_aligned_updates_of_knots_multiply_back(parts):
+    from nplora.methods.knots import align
+
+    US, aligned = align([(one.up, one.down) for one in parts])
+    for one, V in zip(parts, aligned, strict=True):
+        assert distance(US @ V, one.up @ one.down, parts) < EXACT
+
+
+@given(st.integers(0, 99))
+def test_core_space_takes_any_ranks_and_gives_at_most_their_sum(seed):
+    found = run("core-space", random_parts(seed, 3), inner="ties")
+    assert found.up.shape == (13, 9)
+    assert np.linalg.matrix_rank(dense(found)) <= 9
+
+
+# ------------------------------------------------------------------------------------------ truncation
+
+
+@given(several(), st.integers(1, 6))
+def test_a_truncation_error_is_the_energy_of_what_was_dropped(parts, rank):
+    found = run("svd", parts, rank=rank)
+    total = sum(live(parts))
+    dropped = np.linalg.svd(total, compute_uv=False)[rank:]
+    assert abs(found.error - np.sqrt(np.sum(dropped**2))) < EXACT * (1 + np.linalg.norm(total))
+    assert np.allclose(np.linalg.norm(found.up, axis=0), np.linalg.norm(found.down, axis=1))
