@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from .algebra import Array, namespace
+
+if TYPE_CHECKING:  # the list of methods is shown by --help, which loads no NumPy
+    import numpy as np
+    from numpy.typing import NDArray
 
 BLOCK_ENTRIES = 1 << 16  # entries of a block: half a megabyte in float64, so that its temporaries stay in the cache
 CAUGHT_ENTRIES = 1 << 18  # candidates for an order statistic that are kept at once
@@ -128,6 +130,8 @@ def _guess(matrix: Blocks, k: int) -> tuple[float, float]:
 
 def _entries(matrix: Blocks, count: int) -> Array:
     """Entries at random places (always the same ones)."""
+    import numpy as np
+
     assert matrix.factors is not None
     up, down = matrix.factors
     xp, places = namespace(up), np.random.default_rng(0)
@@ -171,6 +175,8 @@ def _above_and_at(matrix: Blocks, pivot: float) -> tuple[int, int]:
 
 def _next(value: float, like: Array) -> float:
     """The next larger number of the array's type."""
+    import numpy as np
+
     kind = np.float32 if "float32" in str(like.dtype) else np.float64
     return float(np.nextafter(kind(value), kind(inf)))
 
@@ -205,6 +211,8 @@ def draw(key: tuple[int, ...], start: int, stop: int, columns: int) -> NDArray[n
     >>> bool((draw((7,), 0, 5, 3)[2:4] == draw((7,), 2, 4, 3)).all())
     True
     """
+    import numpy as np
+
     words = -(-columns // 4)  # four numbers in a word
     stream = np.random.PCG64DXSM(np.random.SeedSequence(key))
     stream.advance(start * words)

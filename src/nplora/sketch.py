@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from math import sqrt
 
-import numpy as np
-
 from .algebra import Array, namespace, transpose
 from .bases import basis
 from .blocks import BLOCK_ENTRIES, Blocks
@@ -86,6 +84,8 @@ def _orthonormal_to(Qs: list[Array], Y: Array) -> Array:
 
 def _first_columns(start: Array | None, count: int, rows: int, like: Array, seed: int) -> Array:
     """The start and some random columns, of one size."""
+    import numpy as np
+
     xp = namespace(like)
     random = np.random.default_rng([seed, 0x5EED]).standard_normal((rows, count)) / sqrt(rows)
     columns = xp.astype(xp.asarray(random, device=like.device), like.dtype)

@@ -13,6 +13,7 @@ import pytest
 
 from cli.conftest import Nplora
 from making import SD15, TEXT, make, tensors, write
+from nplora.methods import known_methods
 
 Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 NAME = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -38,7 +39,7 @@ USAGE = {
     "compare cat.safetensors": "Two adapters are needed, or a folder that holds them. See `nplora compare --help`.",
     "verify": "Missing argument 'OUTPUT'. See `nplora verify --help`.",
     f"{FUSE} --method magic": (
-        "no method is called magic: expected one of np, linear. nplora methods lists them."
+        f"no method is called magic: expected one of {', '.join(known_methods())}. nplora methods lists them."
     ),
     f"{FUSE} --method linear --mu 1": "the method linear has no option --mu: expected none of its own.",
     f"{FUSE} --mux 1": "No such option '--mux'. Did you mean '--mu'? See `nplora fuse --help`.",
