@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import nplora
 from making import SD15, make
-from nplora import adapters, algebra, formats, layouts, methods, projection, recompute
+from nplora import adapters, algebra, expectation, formats, layouts, methods, projection
 from nplora.formats import keys
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -109,8 +109,8 @@ def test_the_tables_of_formats_are_the_code_s() -> None:
     [
         ("docs/numbers.md", "condition number below 300", algebra.MAX_DOWN_CONDITION == 300),
         ("docs/numbers.md", "condition number below 1e7", algebra.MAX_SPECTRUM_CONDITION == 1e7),
-        ("docs/numbers.md", "adds `3 * 2^-24`", recompute.ARITHMETIC["scale"] == 3 * 2.0**-24),
-        ("docs/numbers.md", "about `u (1 + g sqrt(r n) / s_min)`", recompute.ARITHMETIC["projection"] == 1.0),
+        ("docs/numbers.md", "adds `3 * 2^-24`", expectation.ARITHMETIC["scale"] == 3 * 2.0**-24),
+        ("docs/numbers.md", "about `u (1 + g sqrt(r n) / s_min)`", expectation.ARITHMETIC["projection"] == 1.0),
         ("docs/architecture.md", "a batch holds 2^18 numbers a factor", projection.BATCH_ELEMENTS == 2**18),
     ],
 )

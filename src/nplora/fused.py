@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -97,7 +97,7 @@ class FusedModule:
 
     @property
     def job(self) -> Job | None:
-        """The one projection of a pair, if there is one."""
+        """The first projection; a pair's only one."""
         return next(iter(self.jobs.values()), None)
 
     @property
@@ -157,7 +157,7 @@ def _in_float64(job: Job) -> Job:
         one, two = (Factor(Tensor.of(m.keys[0], m.read().astype(np.float64))) for m in pair)
         return one, two
 
-    return Job(job.key, job.name, widen(job.subject), widen(job.style), job.factors, job.side)
+    return replace(job, subject=widen(job.subject), style=widen(job.style))
 
 
 @dataclass(frozen=True)

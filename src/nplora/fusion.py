@@ -7,18 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from .adapter import Adapter
-from .adapters import Full, LowRank, Opaque
+from .adapters import Full, Opaque
+from .computed import made
 from .errors import InputError, UsageError
 from .fused import Fused, FusedModule, Member, Progress
 from .leftovers import LeftOut
-from .merging import made, module_seed
+from .merging import module_seed
 from .methods import Merge, Method, find_method
 from .options import check_options
 from .output import save_fusion
-from .pairing import Match, match_modules, roles
+from .pairing import Match, match_modules
 from .parameters import COMMON, check_all
-from .projection import Job
+from .protection import jobs_of, numbered, priorities
 from .report import fusion_report
+from .roles import roles
 from .sharing import share_jobs
 
 
@@ -59,7 +61,8 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     """Fuse adapters of one base model, by default so that the style keeps its directions (NP-LoRA, arXiv 2511.11051).
 
     Per module ``dW = w_s dW_s + w_c dW_c (I - g V V^T)`` with ``g = mu/(1+mu)`` and V the style's right singular
-    vectors. Modules that only one adapter has pass through.
+    vectors. Modules that only one adapter has pass through. Of more adapters each gives way to all that follow it (or
+    as ``protect`` says): V then spans the row spaces of all of them.
 
     Args:
         adapters: from `load`; of two the first is the subject, the second the style.
@@ -87,13 +90,22 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     strengths = {role: float(values.get(f"{role}_strength", 1.0)) for role in inputs}  # type: ignore[arg-type]
     own = {parameter.name: values[parameter.name] for parameter in chosen.parameters}
     seed, side = int(values.get("seed", 0)), str(values.get("side", "input"))  # type: ignore[call-overload]
-    modules = {}
+    paths = {role: adapter.path for role, adapter in inputs.items()}
+    levels = priorities(values.get("protect"), paths)
+    values["protect"] = numbered(levels, paths) if values.get("protect") else None
+    projects, modules = isinstance(chosen, Method) or len(inputs) == 2, {}
     for match in matches:
         members = _heard(match, strengths, left_out)
         if members:
             _require_fusable(members, chosen, values, inputs)
             modules[match.name] = FusedModule(
-                match.name, members, _jobs(match.name, members, side), chosen, own, side, module_seed(seed, match.name)
+                match.name,
+                members,
+                jobs_of(match.name, members, levels, side) if projects else {},
+                chosen,
+                own,
+                side,
+                module_seed(seed, match.name),
             )
     if not modules:
         raise UsageError(
@@ -116,11 +128,10 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
 def _require_count(method: Method | Merge, count: int) -> None:
     if count == 0:
         raise UsageError("there is nothing to fuse", expected="one adapter or more")
-    if isinstance(method, Method) and count != 2:
+    if isinstance(method, Method) and method.rewrites and count < 2:
         raise UsageError(
-            f"the method {method.name} fuses two adapters", expected="a subject and a style", got=count,
-            hint="nplora methods lists others.",
-        )  # fmt: skip
+            f"the method {method.name} takes two adapters or more", expected="a subject and a style", got=count
+        )
 
 
 def component_filter(inputs: Mapping[str, Adapter], asked: object) -> frozenset[str] | None:
@@ -211,18 +222,6 @@ def _require_carried(member: Member, shared: bool, adapter: Adapter) -> None:
             f"{kind} modules can only be carried along at strength 1", file=adapter.path, key=member.update.keys[0],
             expected=f"--{member.role}-strength 1", got=member.strength, hint="Convert it to a LoRA first.",
         )  # fmt: skip
-
-
-def _jobs(name: str, members: tuple[Member, ...], side: str) -> dict[str, Job]:
-    """The projection of a pair of low-rank updates; none where there is nothing to project."""
-    if [member.role for member in members] != ["subject", "style"]:
-        return {}
-    subject, style = (member.update for member in members)
-    if not (isinstance(subject, LowRank) and isinstance(style, LowRank)):
-        return {}
-    factors = (members[0].strength * subject.scale, members[1].strength * style.scale)
-    job = Job(f"{side}:{name}", name, (subject.up, subject.down), (style.up, style.down), factors, side)
-    return {"subject": job}
 
 
 def alone(adapter: Adapter, components: object = None) -> Fusion:

@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from .adapters import LowRank
 from .errors import InputError
 from .fused import Fused, FusedModule, Measure, Member
-from .methods import Merge, Part, Product
+from .methods import Part, Product
 from .pairing import match_key
 from .projection import check_finite
 from .storage import Spool, wider
@@ -48,22 +47,12 @@ def module_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
 
 
-def made(fusion: Some, path: str | os.PathLike[str] | None = None) -> Some:
-    """The fusion with every merge computed; once, on the disk of the output where there is one.
+def merge_all(fusion: Some, spool: Spool) -> Some:
+    """The fusion with every module merged.
 
     Raises:
         InputError: a number is not finite. OutputError: there is no room for the results.
     """
-    if not isinstance(fusion.method, Merge):
-        return fusion
-    if "_made" not in fusion.__dict__:
-        fusion.__dict__["_made"] = _made(fusion, path)
-    found: Some = fusion.__dict__["_made"]
-    return found
-
-
-def _made(fusion: Some, path: str | os.PathLike[str] | None) -> Some:
-    spool = Spool(_folder(path))
     modules, measures = dict(fusion.modules), {}
     todo = [module for module in fusion.modules.values() if module.merges]
     for done, (module, merged) in enumerate(run_threads(merge_module, todo, os.cpu_count() or 1), 1):
@@ -73,13 +62,6 @@ def _made(fusion: Some, path: str | os.PathLike[str] | None) -> Some:
             fusion.progress(done, len(todo))
     ordered = {name: measures[name] for name in modules if name in measures}
     return replace(fusion, modules=modules, measures=ordered, progress=None)
-
-
-def _folder(path: str | os.PathLike[str] | None) -> Path | None:
-    """The nearest folder on the way to the output that is there already."""
-    if path is None:
-        return None
-    return next((folder for folder in Path(path).absolute().parents if folder.is_dir()), None)
 
 
 def merge_module(module: FusedModule) -> Merged:

@@ -83,9 +83,10 @@ def _write(target: Target, fusion: Fused, inputs: Mapping[str, Adapter], overwri
         one_blas_thread() if fusion.jobs else nullcontext(),
     ):
         overlaps = _compute(target, fusion, writer)
-        fusion.__dict__["overlaps"] = overlaps  # the cached property: saving is the one pass over the factors
+        if fusion.jobs:  # else what there is to know was learned before
+            fusion.__dict__["overlaps"] = overlaps  # the cached property: saving is the one pass over the factors
         hashes = {role: file.sha256() for role, file in files.items()}
-        writer.finish({**target.metadata, **recipe(fusion, target, hashes, overlaps)})
+        writer.finish({**target.metadata, **recipe(fusion, target, hashes, fusion.overlaps)})
     return fusion_report(fusion, target)
 
 
@@ -136,9 +137,9 @@ def _check_lone_parts(plan: Plan, fusion: Fused) -> None:
     """Parts of a fused projection that no projection reads, beside parts that one does: nothing else looks at them."""
     if fusion.parameters["allow_nonfinite"]:
         return
-    joined = {plan.modules[module.name] for module in fusion.modules.values() if module.job}
+    joined = {plan.modules[module.name] for module in fusion.modules.values() if module.jobs}
     for module in fusion.modules.values():
-        if module.job is None and plan.modules.get(module.name) in joined:
+        if not module.jobs and plan.modules.get(module.name) in joined:
             for update in (member.update for member in module.modules):
                 if isinstance(update, LowRank):
                     check_finite(update.up, module.name)

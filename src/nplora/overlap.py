@@ -69,8 +69,10 @@ def change(rho: float, mu: float) -> float:
     return attenuation(mu) * math.sqrt(rho)
 
 
-def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = ()) -> str:
-    """What the fusion did, in one sentence that a person can act on."""
+def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = (), role: str = "subject") -> str:
+    """What the fusion did to one adapter, in a sentence that a person can act on."""
+    pair = role in ("subject", "style")
+    who = f"the {role}" if pair else role
     shown = "inf" if math.isinf(mu) else f"{mu:g}"
     if summary.regime == "none":
         if not summary.modules:
@@ -78,21 +80,24 @@ def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = ()) -> s
         return "One of the two is zero in every common module: nothing is projected."
     if summary.regime == "shared":
         if math.isinf(mu):
+            strength = f"{role} strength" if pair else "strength"
             return (
-                f"Shared initialisation ({percent(summary.rho)} overlap): mu = inf deletes the subject in the common "
-                "modules; use a finite mu, or addition with a lower subject strength."
+                f"Shared initialisation ({percent(summary.rho)} overlap): mu = inf deletes {who} in the common "
+                f"modules; use a finite mu, or addition with a lower {strength}."
             )
+        kept = f"{kept_strength(mu):.2f}"
+        strength = f"{role} strength {kept}" if pair else f"strength {kept} of {role}"
         return (
-            f"Shared initialisation ({percent(summary.rho)} overlap): mu = {shown} acts as subject strength "
-            f"{kept_strength(mu):.2f}; plain addition at that strength gives the same."
+            f"Shared initialisation ({percent(summary.rho)} overlap): mu = {shown} acts as {strength}; plain addition "
+            "at that strength gives the same."
         )
     found = f"{percent(summary.rho)} overlap, chance is {percent(summary.chance)}"
     if summary.regime == "unrelated":
         return (
-            f"Unrelated runs ({found}): mu = {shown} changes the subject by {percent(change(summary.rho, mu))}; the "
+            f"Unrelated runs ({found}): mu = {shown} changes {who} by {percent(change(summary.rho, mu))}; the "
             "result is nearly plain addition."
         )
-    text = f"Mixed ({found}): mu = {shown} keeps {percent(matched_strength(summary.rho, mu))} of the subject's norm"
+    text = f"Mixed ({found}): mu = {shown} keeps {percent(matched_strength(summary.rho, mu))} of {who}'s norm"
     most = leading(overlaps)
     return f"{text}; it acts most in {', '.join(overlap.name for overlap in most)}." if most else text + "."
 

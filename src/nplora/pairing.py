@@ -19,20 +19,6 @@ class Match:
     members: Mapping[str, Module]
 
 
-def roles(count: int) -> tuple[str, ...]:
-    """What adapters are called: one is the subject, two are subject and style, more have letters.
-
-    >>> roles(2), roles(4), roles(28)[25:]
-    (('subject', 'style'), ('a', 'b', 'c', 'd'), ('z', 'aa', 'ab'))
-    """
-    return ("subject", "style")[:count] if count <= 2 else tuple(_letters(index) for index in range(count))
-
-
-def _letters(index: int) -> str:
-    high, low = divmod(index, 26)
-    return (_letters(high - 1) if high else "") + chr(ord("a") + low)
-
-
 def match_key(name: str) -> tuple[str, str]:
     """What makes two modules the same: the class of the component, and the path with dots flattened.
 

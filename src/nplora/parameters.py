@@ -18,9 +18,8 @@ Value = object
 class Parameter:
     """One parameter: what it may be, what it is by default, and what it does in a sentence.
 
-    ``kind`` is "number", "count" (a whole number), "choice", "flag", "names" or "directions". ``low`` and ``high``
-    bound a number (both inclusive; ``high`` may be infinite, and then "inf" is a value, but not of a count,
-    which is never below 0).
+    ``kind`` is "number", "count" (a whole number, never below 0), "choice", "flag", "names", "order" or "directions".
+    ``low`` and ``high`` bound a number (both inclusive; ``high`` may be infinite, and then "inf" is a value).
     """
 
     name: str
@@ -129,9 +128,18 @@ def _directions(parameter: Parameter, value: Value) -> Value:
     raise ValueError
 
 
+def _order(parameter: Parameter, value: Value) -> str:
+    groups = value.split(">") if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    words = [group.split("=") if isinstance(group, str) else list(group) for group in groups]
+    if not all(word.strip() for group in words for word in group) or not all(words):
+        raise ValueError
+    return " > ".join(" = ".join(word.strip() for word in group) for group in words)
+
+
 _KINDS: Mapping[str, tuple[Callable[[Parameter, Value], Value], str]] = {
     "count": (_count, "a whole number"),
     "flag": (_flag, "yes or no"),
+    "order": (_order, 'names with > between them, the most protected first, and = between equals, such as "c > b = a"'),
     "names": (_names, "names separated by commas"),
     "directions": (_directions, '"all", a count such as 4, or a share of the energy such as 0.95'),
 }
@@ -157,6 +165,10 @@ DIRECTIONS = Parameter(
 SIDE = Parameter(
     "side", "choice", "input",
     "Project on the input side (the method) or on the output side (the paper's ablation).", choices=("input", "output"),
+)  # fmt: skip
+PROTECT = Parameter(
+    "protect", "order", None,
+    'Who is protected from whom, such as "c > b = a"; by default each adapter from all that are named before it.',
 )  # fmt: skip
 SEED = Parameter(
     "seed", "count", 0,
@@ -221,7 +233,7 @@ COMMON = (SUBJECT_STRENGTH, STYLE_STRENGTH, COMPONENTS, FORMAT, DTYPE, DEVICE, S
 PAIR_ONLY = (SUBJECT_STRENGTH, STYLE_STRENGTH)  # names of two adapters; of more, each has a letter
 WRITING = (FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)  # these change no number
 # What it understands with the method np.
-FUSE = (MU, DIRECTIONS, SIDE, *COMMON)
+FUSE = (MU, DIRECTIONS, SIDE, PROTECT, *COMMON)
 
 
 def check_all(parameters: tuple[Parameter, ...], values: Mapping[str, Value]) -> dict[str, Value]:

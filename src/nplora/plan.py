@@ -18,7 +18,7 @@ from .adapters import Factor, LowRank, Matrix
 from .errors import UsageError
 from .formats import Format, Spelling
 from .layouts import Layout, Part
-from .storage import wider
+from .storage import Spooled, wider
 
 JOB_SIDE = {"down": "input", "up": "output"}  # a projection on the input side rewrites the down factor
 ALPHA_TOLERANCE = 2.0**-24  # a float32 alpha cannot say a scale more exactly
@@ -259,7 +259,8 @@ def _lay_out(plan: Plan, module: _FileModule, scale: float, format: Format, dtyp
         flat = (shape[0], prod(shape[1:]))
         plan.specs.append((key, kind, flat[::-1] if format.transposed else shape))
         plan.bands += _bands(name, key, pieces, flat, kind, format.transposed)
-        if any(piece.job or piece.factor != 1.0 or piece.matrix.dtype != kind for piece in pieces):
+        computed = any(isinstance(piece.matrix, Spooled) for piece in pieces)
+        if computed or any(piece.job or piece.factor != 1.0 or piece.matrix.dtype != kind for piece in pieces):
             plan.rewritten.add(key)
     if format.scale == "alpha":
         plan.scalars[join(name, suffixes["alpha"])] = scale * module.rank

@@ -32,6 +32,8 @@ class Job:
     style: tuple[Matrix, Matrix]
     factors: tuple[float, float]  # strength * scale of subject and style
     side: str = "input"
+    role: str = "subject"  # whose factor is rewritten
+    above: tuple[str, ...] = ("style",)  # whose directions are protected
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -59,6 +61,7 @@ class Overlap:
     inside: float
     protected: int
     width: int
+    role: str = "subject"
 
     @property
     def rho(self) -> float:
@@ -241,7 +244,7 @@ def _energies(found: tuple[Grams, Result], batch: Sequence[Job]) -> list[Overlap
         overlaps.append(
             Overlap(
                 job.name, w_c * float(subject[index]), w_s * float(style[index]), w_c * float(result.inside[index]),
-                int(result.protected[index]), width,
+                int(result.protected[index]), width, job.role,
             )
         )  # fmt: skip
     return overlaps

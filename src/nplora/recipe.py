@@ -14,8 +14,8 @@ from .loading import load
 from .metadata import RECIPE
 from .methods import Merge, Method, find_method
 from .options import numeric_options
-from .pairing import roles
 from .parameters import COMMON, WRITING, check_all
+from .roles import roles
 
 CONVERTING = tuple(parameter for parameter in COMMON if parameter not in WRITING)
 _NAME_THEM = "Name the inputs: nplora verify OUTPUT SUBJECT STYLE."

@@ -1,8 +1,7 @@
 """Recompute one module of a fusion from its sources, by another route than `projection`, and measure an output by it.
 
-The projection there goes through Gram matrices and a linear solve, in batches and often in float32. Here every
-module goes alone, in float64, through QR and an SVD of the style's update (`algebra.thin_svd`); nothing but the
-pairing of the modules is shared with the code that writes.
+What it should be comes from `expectation`, which shares nothing but the matching of the modules with the code that
+writes.
 
 **Error.** The output's product less the expected one, ``D = sigma B' A' - sum_i f_i B_i A_i``, is one product of
 stacks, ``[B' B_1 ..] [sigma A'; -f_1 A_1; ..]``. Equal columns of the left stack are merged first, so that what was
@@ -24,29 +23,20 @@ since roundings do not conspire; with the worst case a factor that is wrong by 1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite, prod, sqrt
+from math import isfinite, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .adapter import Module
-from .adapters import Full, LowRank, Matrix, Opaque, Update
-from .algebra import MAX_DOWN_CONDITION, numerical_rank, product_norm, thin_svd
+from .adapters import Full, LowRank, Opaque, Update
+from .algebra import product_norm, thin_svd
+from .expectation import ARITHMETIC, Strand, counts, directions_error, expected, read
 from .fused import FusedModule
-from .merging import balanced
 from .parameters import attenuation
-from .projection import Job
-from .storage import cast, compute_dtype, numpy_dtype
+from .storage import cast, numpy_dtype
 
 Array = NDArray[np.float64]
-
-ARITHMETIC = {
-    "check": 64 * 2.0**-53,  # this check's own
-    "scale": 3 * 2.0**-24,  # a scale stored as a float32 alpha, one taken for 1, the multiplication in float32
-    "projection": 1.0,  # unit roundoffs of the type that was computed in, see `_projection_error`
-    "directions": 64 * 2.0**-53,  # singular vectors: divided by the relative gap beside the last one
-}
-TIE = 1e-12  # shares of the energy nearer than this to the asked one may be cut on either side
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +59,6 @@ class Check:
         return self.error / self.bound if isfinite(self.error) and self.bound > 0 else float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Strand:
-    """One expected summand ``factor * B @ A``; ``size`` is ``|factor| || |B| |A| ||_F`` before any projection."""
-
-    B: Array
-    A: Array
-    factor: float
-    size: float
-    arithmetic: float = 0.0  # error of the projection's own arithmetic, relative to size
-
-
 def check_module(module: FusedModule, found: Module) -> Check:
     """Compare a module of an output with what the fusion should have made of it.
 
@@ -99,91 +78,10 @@ def check_module(module: FusedModule, found: Module) -> Check:
             if any(isinstance(update, Full) for update in updates):
                 return _check_dense(module, found.update)
             assert isinstance(found.update, LowRank)
-            checks = [_check_strands(module.name, strands, found.update) for strands in _expected(module)]
+            checks = [_check_strands(module.name, strands, found.update) for strands in expected(module)]
     except (np.linalg.LinAlgError, AssertionError):
         return Check(module.name, float("inf"), 0.0)
     return min(checks, key=lambda check: check.severity)
-
-
-def read(matrix: Matrix) -> Array:
-    """A stored matrix in float64."""
-    return cast(np.ascontiguousarray(matrix.read()), np.dtype(np.float64))
-
-
-def _expected(module: FusedModule) -> list[list[Strand]]:
-    """The strands of a low-rank module; several answers only where the asked share of the energy is a tie."""
-    strands = []
-    if module.merges:
-        product = module.product_of([member.part() for member in module.members])
-        B, A = balanced(product.up, product.down)
-        return [[Strand(B, A, 1.0, _absolute_norm(B, A))]]
-    for member in module.members:
-        if isinstance(member.update, LowRank):
-            B, A, factor = read(member.update.up), read(member.update.down), member.strength * member.update.scale
-            strands.append(Strand(B, A, factor, abs(factor) * _absolute_norm(B, A)))
-    g = attenuation(float(module.values.get("mu", 0.0)))  # type: ignore[arg-type]
-    if module.job is None or g == 0:
-        return [strands]
-    side = module.side
-    subject, style = strands
-    U, s, V = thin_svd(style.B, style.A)
-    answers = []
-    for count in _counts(s, module.values["directions"], (style.B.shape[0], style.A.shape[1])):
-        arithmetic = _projection_error(style, module.job, g) + _directions_error(s, count, (style.B, style.A), side, g)
-        if side == "input":
-            V_k = V[:, :count]
-            changed = Strand(
-                subject.B, subject.A - g * (subject.A @ V_k) @ V_k.T, subject.factor, subject.size, arithmetic
-            )
-        else:
-            U_k = U[:, :count]
-            changed = Strand(
-                subject.B - g * U_k @ (U_k.T @ subject.B), subject.A, subject.factor, subject.size, arithmetic
-            )
-        answers.append([changed, style])
-    return answers
-
-
-def _counts(s: Array, directions: object, size: tuple[int, int]) -> list[int]:
-    """How many directions are protected; more than one answer where a share of the energy is met within `TIE`."""
-    rank = numerical_rank(s, size)
-    if directions == "all" or rank == 0:
-        return [rank]
-    if isinstance(directions, int):
-        return [min(rank, directions)]
-    held = np.cumsum(s[:rank] ** 2) / np.sum(s[:rank] ** 2)
-    least, most = (int(np.sum(held < float(directions) + tie)) + 1 for tie in (-TIE, TIE))  # type: ignore[arg-type]
-    return list(range(min(least, rank), min(most, rank) + 1))
-
-
-def _projection_error(style: Strand, job: Job, g: float) -> float:
-    """Error of ``A_c - g K H^-1 A_s`` in floating point, relative to ``|A_c|``: about ``u (1 + g sqrt(n r) / s_min)``.
-
-    A dot product of n numbers errs by about ``sqrt(n) u`` of the norms (Higham and Mary, 2019); r of them make a row
-    of K, and H^-1 A_s magnifies it by 1 / s_min, the smallest singular value of A_s with its rows scaled to norm 1.
-    """
-    u = 2.0**-24 if compute_dtype(job.dtypes) == np.float32 else 2.0**-53
-    rows = style.A if job.side == "input" else style.B.T
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / np.where(norms > 0, norms, 1.0)
-    least = float(np.linalg.eigvalsh(rows @ rows.T)[0])
-    smallest = sqrt(max(least, 1 / MAX_DOWN_CONDITION))  # below it, the projection goes by SVD
-    return ARITHMETIC["projection"] * u * (1.0 + g * sqrt(prod(rows.shape)) / smallest)
-
-
-def _directions_error(s: Array, count: int, style: tuple[Array, Array], side: str, g: float) -> float:
-    """How far the protected space itself may turn: rounding over the gap to the next singular value (Wedin)."""
-    B, A = style
-    if count in (0, A.shape[0], A.shape[1] if side == "input" else B.shape[0]):
-        return 0.0  # nothing, the factor's whole space, or the whole space: none depends on a gap
-    gap = float(s[count - 1] - (s[count] if count < len(s) else 0.0)) / float(s[0])
-    return 2 * g * min(1.0, ARITHMETIC["directions"] / gap) if gap > 0 else 2 * g
-
-
-def _absolute_norm(B: Array, A: Array) -> float:
-    """``|| |B| |A| ||_F`` from r x r Gram matrices (nothing cancels, all numbers are positive)."""
-    B, A = np.abs(B), np.abs(A)
-    return sqrt(float(np.sum((B.T @ B) * (A @ A.T))))
 
 
 def _check_strands(name: str, strands: list[Strand], found: LowRank) -> Check:
@@ -261,8 +159,8 @@ def _check_dense(module: FusedModule, found: Update) -> Check:
             else (np.eye(parts[1].shape[0]), style.delta())
         )
         U, s, V = thin_svd(*pair)
-        count = _counts(s, module.values["directions"], style.size or (0, 0))[0]
-        arithmetic += _directions_error(s, count, pair, side, g)
+        count = counts(s, module.values["directions"], style.size or (0, 0))[0]
+        arithmetic += directions_error(s, count, pair, side, g)
         parts[0] = (
             parts[0] - g * (parts[0] @ V[:, :count]) @ V[:, :count].T
             if side == "input"

@@ -16,9 +16,10 @@ from .target import Target
 from .version import __version__
 
 
-def _overlap(overlap: Overlap) -> dict[str, Any]:
+def _overlap(overlap: Overlap, count: int) -> dict[str, Any]:
     return {
         "module": overlap.name,
+        **({"adapter": overlap.role} if count > 2 else {}),
         "rho": round(overlap.rho, 6),
         "chance": round(overlap.chance, 6),
         "protected": overlap.protected,
@@ -64,11 +65,12 @@ def _found(fusion: Fused, overlaps: Mapping[str, Overlap] | None) -> dict[str, A
     if "style" in fusion.inputs:
         mu = _mu(fusion)
         if overlaps is None:
-            found = {**results(Summary(0.123456, 0.123456, 1.0, 1.0, 10**6), mu), "sentence": "x" * 800}
+            room = 800 * len(fusion.inputs)
+            found = {**results(Summary(0.123456, 0.123456, 1.0, 1.0, 10**6), mu), "sentence": "x" * room}
         else:
-            found = {**results(summarise(overlaps.values()), mu), "sentence": _sentence(fusion, overlaps)}
-    elif overlaps is not None:
-        found = {"sentence": _sentence(fusion, overlaps)}
+            found = {**results(summarise(_of_pair(overlaps)), mu), "sentence": _sentence(fusion, overlaps)}
+    else:
+        found = {"sentence": _sentence(fusion, overlaps) if overlaps is not None else "x" * 800 * len(fusion.inputs)}
     return {**found, **_merged(fusion)}
 
 
@@ -84,9 +86,44 @@ def _sentence(fusion: Fused, overlaps: Mapping[str, Overlap]) -> str:
     said = []
     if isinstance(fusion.method, Merge):
         said.append(merged_sentence(fusion.method.title, total(fusion.measures.values(), list(fusion.inputs))))
-    if "style" in fusion.inputs:
-        said.append(sentence(summarise(overlaps.values()), _mu(fusion), list(overlaps.values())))
+    by_role = _by_role(overlaps)
+    if len(by_role) > 1 or (len(fusion.inputs) > 2 and by_role):
+        said += [f"{role}: {sentence(summarise(met), _mu(fusion), met, role)}" for role, met in by_role.items()]
+    elif "style" in fusion.inputs:
+        role = next(iter(by_role), "subject")
+        said.append(sentence(summarise(overlaps.values()), _mu(fusion), list(overlaps.values()), role))
+    elif len(fusion.inputs) > 1 and not said:
+        said.append("The adapters have no module in common: the result is plain addition.")
     return " ".join(said)
+
+
+def _by_role(overlaps: Mapping[str, Overlap]) -> dict[str, list[Overlap]]:
+    """Role of the adapter that gives way -> its overlaps."""
+    found: dict[str, list[Overlap]] = {}
+    for overlap in overlaps.values():
+        found.setdefault(overlap.role, []).append(overlap)
+    order = sorted(found, key=lambda role: (role == "style", len(role), role))
+    return {role: found[role] for role in order}
+
+
+def _of_pair(overlaps: Mapping[str, Overlap]) -> list[Overlap]:
+    """A pair's overlaps: those of the subject, unless the style alone gives way."""
+    by_role = _by_role(overlaps)
+    return by_role.get("subject") or by_role.get("style") or []
+
+
+def _filled(overlaps: Mapping[str, Overlap]) -> list[str]:
+    """Notes about modules in which the protected directions are all there are."""
+    notes = []
+    for role, met in _by_role(overlaps).items():
+        names = [overlap.name for overlap in met if overlap.protected >= overlap.width]
+        if names:
+            rest = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            notes.append(
+                f"{role} gives way to directions that fill {', '.join(names[:2])}{rest}: mu is only a strength there, "
+                "and mu = inf deletes it"
+            )
+    return notes
 
 
 def _merged(fusion: Fused) -> dict[str, Any]:
@@ -126,21 +163,20 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
 
     Keys of both inputs end as used, copied or left out; `left_out` names each with the reason.
     """
-    overlaps = list(fusion.overlaps.values())
-    summary = summarise(overlaps)
+    summary = summarise(_of_pair(fusion.overlaps))
     report: dict[str, Any] = {
         "nplora": __version__,
         "inputs": {role: _input(adapter) for role, adapter in fusion.inputs.items()},
         "method": fusion.method.name if fusion.method else "convert",
         "parameters": {name: words.jsonable(value) for name, value in fusion.parameters.items()},
-        **(results(summary, _mu(fusion)) if len(fusion.inputs) <= 2 else {}),
+        **(results(summary, _mu(fusion)) if len(fusion.inputs) <= 2 else _each(fusion)),
         **_merged(fusion),
         "sentence": _sentence(fusion, fusion.overlaps),
         "advice": advice(summary) if fusion.method and "mu" in fusion.parameters else "",
         "modules": _module_counts(fusion),
-        "overlaps": [_overlap(overlap) for overlap in overlaps],
+        "overlaps": [_overlap(overlap, len(fusion.inputs)) for overlap in fusion.overlaps.values()],
         **({"merges": [_measure(measure) for measure in fusion.measures.values()]} if fusion.measures else {}),
-        "notes": list(fusion.notes),
+        "notes": [*fusion.notes, *(_filled(fusion.overlaps) if "mu" in fusion.parameters else ())],
         "left_out": dict(fusion.left_out),
         "trigger_words": {role: words.trigger_words(adapter.metadata) for role, adapter in fusion.inputs.items()},
     }
@@ -151,6 +187,12 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
         report["tensors_written"] = len(target.specs)
         report["bytes_copied_tensors"] = len(target.specs) - len(target.plan.rewritten) - len(target.plan.scalars)
     return report
+
+
+def _each(fusion: Fused) -> dict[str, Any]:
+    """The overlap of each adapter with what it gives way to."""
+    found = {role: results(summarise(met), _mu(fusion)) for role, met in _by_role(fusion.overlaps).items()}
+    return {"giving_way": found}
 
 
 def _measure(measure: Measure) -> dict[str, Any]:

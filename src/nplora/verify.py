@@ -14,15 +14,17 @@ import numpy as np
 from .adapter import Adapter, Vector
 from .adapters import LowRank
 from .errors import InputError, UsageError
+from .expectation import ARITHMETIC
 from .fused import FusedModule
 from .fusion import Fusion, alone, fuse
 from .loading import load
 from .methods import find_method
 from .options import numeric_options
-from .pairing import match_key, roles
+from .pairing import match_key
 from .parameters import WRITING, Parameter
 from .recipe import CONVERTING, Recipe, find_input, read_recipe, require_source
-from .recompute import ARITHMETIC, Check, check_module
+from .recompute import Check, check_module
+from .roles import roles
 from .storage import cast, numpy_dtype
 from .threads import run_threads
 

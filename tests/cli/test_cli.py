@@ -47,7 +47,7 @@ def test_fuse_with_every_option(nplora: Nplora, tmp_path: Path) -> None:
     assert "  left out        3 keys, not among --components: " in ran.out
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["parameters"] == {
-        "mu": "inf", "directions": 0.9, "side": "output", "subject_strength": -0.5, "style_strength": 1.1,
+        "mu": "inf", "directions": 0.9, "side": "output", "protect": None, "subject_strength": -0.5, "style_strength": 1.1,
         "components": ["unet"], "format": "diffusers", "dtype": "fp32", "device": "cpu", "strict": False,
         "allow_nonfinite": True,
     }  # fmt: skip
@@ -342,5 +342,5 @@ def test_methods(nplora: Nplora) -> None:
     )
     assert "  published       arXiv 2511.11051" in out
     data = {method["name"]: method for method in json.loads(nplora("methods --json").out)}
-    assert [parameter["name"] for parameter in data["np"]["parameters"]] == ["mu", "directions", "side"]
+    assert [parameter["name"] for parameter in data["np"]["parameters"]] == ["mu", "directions", "side", "protect"]
     assert all(method["formula"] and method["guarantee"] for method in data.values())

@@ -33,7 +33,7 @@ USAGE = {
     "--loud": "No such option '--loud'. See `nplora --help`.",
     "fuse cat.safetensors ink.safetensors": "Missing option '-o' / '--output'. See `nplora fuse --help`.",
     "fuse cat.safetensors -o out.safetensors": (
-        "the method np fuses two adapters: expected a subject and a style, got 1. nplora methods lists others."
+        "the method np takes two adapters or more: expected a subject and a style, got 1."
     ),
     "inspect": "Missing argument 'ADAPTER...'. See `nplora inspect --help`.",
     "compare cat.safetensors": "Two adapters are needed, or a folder that holds them. See `nplora compare --help`.",

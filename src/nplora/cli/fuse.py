@@ -80,7 +80,7 @@ def _facts(fusion: Fusion, done: dict[str, Any], report: str | None) -> list[tup
 
 def _made_of(fusion: Fusion, done: dict[str, Any]) -> str:
     from ..adapters import LowRank
-    from ..merging import made
+    from ..computed import made
     from ..storage import TensorFile
 
     written = (module.written for module in made(fusion).values())

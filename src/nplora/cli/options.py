@@ -49,9 +49,13 @@ def _option(parameter: Parameter) -> Callable[[Any], Any]:
 
 
 def _metavar(parameter: Parameter) -> str:
-    return {"number": "NUMBER", "count": "COUNT", "names": "NAMES", "directions": "all|COUNT|SHARE"}.get(
-        parameter.kind, "|".join(parameter.choices)
-    )
+    return {
+        "number": "NUMBER",
+        "count": "COUNT",
+        "names": "NAMES",
+        "order": "ORDER",
+        "directions": "all|COUNT|SHARE",
+    }.get(parameter.kind, "|".join(parameter.choices))
 
 
 def facts_of(parameter: Parameter) -> str:

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from ..algebra import Array, Grams
 from ..errors import UsageError
-from ..parameters import SEED, SIDE, Parameter
+from ..parameters import PROTECT, SEED, SIDE, Parameter
 
 Function = Callable[..., "Result"]
 MergeFunction = Callable[..., "Product"]
@@ -57,7 +57,7 @@ class Method:
     @property
     def options(self) -> tuple[Parameter, ...]:
         """Its parameters and those that every projection has."""
-        return (*self.parameters, SIDE) if self.rewrites else self.parameters
+        return (*self.parameters, SIDE, PROTECT) if self.rewrites else self.parameters
 
     def __call__(self, grams: Grams, **values: object) -> Result:
         return self.function(grams, **values)

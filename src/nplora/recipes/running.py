@@ -16,9 +16,9 @@ from ..loading import load
 from ..metadata import RECIPE, jsonable
 from ..methods import known_methods
 from ..options import options_of
-from ..pairing import roles
 from ..parameters import COMPONENTS, DTYPE, FORMAT, PAIR_ONLY, WRITING, Parameter
 from ..recipe import Source, require_source
+from ..roles import roles
 from ..storage import TensorFile
 from .expansion import Single, expand
 from .reading import Marks, at
