@@ -150,3 +150,30 @@ def test_the_command_shows_a_table(folder: Path, capsys: pytest.CaptureFixture[s
     assert main(["run", str(folder / "sweep.yaml")]) == 0
     assert capsys.readouterr().out.startswith("0 files written, 8 kept: the same recipe made them.")
     assert (folder / "all.json").read_text().count('"made": true') == 8
+
+
+THREE = """\
+inputs: {one: cat.safetensors, two: dog.safetensors, three: ink.safetensors}
+parameters: {mu: inf, protect: cat > dog = ink}
+output: {path: three.safetensors}
+"""
+
+
+def test_three_adapters_and_their_order(folder: Path) -> None:
+    assert run(THREE, folder) == [("three.safetensors", True)]
+    before = (folder / "three.safetensors").read_bytes()
+    text = recipe_yaml(recipe_of(folder / "three.safetensors"))
+    (folder / "three.safetensors").unlink()
+    assert run(text, folder) == [("three.safetensors", True)]
+    assert (folder / "three.safetensors").read_bytes() == before
+    cat, dog, ink = (nplora.load(folder / f"{name}.safetensors") for name in ("cat", "dog", "ink"))
+    fused = nplora.fuse(cat, dog, ink, mu="inf", protect="cat > dog = ink")
+    (folder / "by-hand").mkdir()
+    fused.save(folder / "by-hand/three.safetensors")
+    assert (folder / "by-hand/three.safetensors").read_bytes() == before
+
+
+def test_a_strength_is_its_adapter_s_whatever_the_role_is_called(folder: Path) -> None:
+    text = "inputs: {a: {path: cat.safetensors, strength: 0.5}, b: dog.safetensors}\nmethod: svd\noutput: {path: o.safetensors}"
+    run(text, folder)
+    assert recipe_of(folder / "o.safetensors").inputs["subject"].strength == 0.5

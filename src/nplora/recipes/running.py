@@ -120,6 +120,7 @@ def _fusion(single: Single, inputs: Mapping[str, Adapter]) -> Fusion:
     strengths = {
         f"{role}_strength": given.strength
         for role, given in zip(roles(len(inputs)), single.inputs.values(), strict=True)
+        if given.strength != 1.0
     }
     options: dict[str, Any] = {**strengths, **single.parameters}
     return fuse(*inputs.values(), method=single.method, **options)
