@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
-from nplora.adapters import Group, Kind, Opaque, all_kinds
+from nplora.adapters import all_kinds
 from nplora.formats import Format, all_formats, unspelled
 from nplora.formats.keys import SUFFIXES
 from nplora.layouts import load, names
 from nplora.parameters import FORMAT
-from nplora.storage import Tensor
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
 SCALE = {"alpha": "an alpha tensor for each module", "folded": "folded into the factors", "config": "in the config"}
@@ -41,10 +38,8 @@ def _written(format: Format) -> str:
 
 def kinds() -> str:
     """One row for each kind in `adapters/`."""
-    rows = []
-    for kind in sorted(all_kinds(), key=lambda kind: (_is_carried(kind), kind.name.lower())):
-        fate = "carried along unchanged" if _is_carried(kind) else "fused"
-        rows.append((kind.name, ", ".join(sorted(map(_mark, kind.marks))), fate))
+    ordered = sorted(all_kinds(), key=lambda kind: (len(kind.fate), kind.fate, kind.name.lower()))
+    rows = [(kind.name, ", ".join(sorted(map(_mark, kind.marks))), kind.fate) for kind in ordered]
     return _table(("kind", "recognised by", "what happens"), rows)
 
 
@@ -53,14 +48,6 @@ def _mark(role: str) -> str:
     if role.startswith("other:"):
         return f"`.{role.removeprefix('other:')}_*`"
     return f"`{next(suffix for suffix, played in SUFFIXES.items() if played == role)}`"
-
-
-def _is_carried(kind: Kind) -> bool:
-    """Whether the kind only passes through, found out by reading a module of nothing but small matrices."""
-    roles = {"up", "down", *kind.marks}
-    shapes = {role: (2, 2, 3, 3) if role == "mid" else (2, 2) for role in roles}
-    tensors = {role: Tensor.of(role, np.zeros(shape, np.float32)) for role, shape in shapes.items()}
-    return isinstance(kind.read(Group("", "", tensors, {role: role for role in roles}), 1.0, ""), Opaque)
 
 
 def bases() -> str:

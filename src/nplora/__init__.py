@@ -2,7 +2,7 @@
 
 >>> import nplora
 >>> sorted(name for name in dir(nplora) if not name.startswith("_"))[:3]
-['Adapter', 'Fusion', 'InputError']
+['Adapter', 'BaseModel', 'Fusion']
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .adapter import Adapter
+    from .base import BaseModel
     from .errors import InputError, NploraError, OutputError, UsageError
+    from .expansion import expand
     from .fusion import Fusion, convert, fuse
     from .loading import load
 
 # Loaded on first use, so that `import nplora` costs nothing.
 _HOMES = {
     "Adapter": "adapter", "load": "loading", "Fusion": "fusion", "convert": "fusion", "fuse": "fusion",
+    "BaseModel": "base", "expand": "expansion",
     "NploraError": "errors", "InputError": "errors", "OutputError": "errors", "UsageError": "errors",
 }  # fmt: skip
 
 __all__ = [
-    "Adapter", "Fusion", "InputError", "NploraError", "OutputError", "UsageError", "__version__", "convert", "fuse",
-    "load",
+    "Adapter", "BaseModel", "Fusion", "InputError", "NploraError", "OutputError", "UsageError", "__version__",
+    "convert", "expand", "fuse", "load",
 ]  # fmt: skip
 
 

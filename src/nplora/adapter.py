@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapters import Update
+from .adapters import Full, LowRank, Update
 from .formats import Format
 from .layouts import Layout, Part, Recognition
 from .storage import Tensor, TensorFile
@@ -57,6 +57,15 @@ class Module:
         flat = self.update.delta()
         kernel = self.update.kernel
         return flat.reshape(flat.shape[0], flat.shape[1] // prod(kernel), *kernel) if kernel else flat
+
+
+def with_kernel(update: Update, shape: tuple[int, ...] | None) -> Update:
+    """LyCORIS flattens kernels away: the base's shape tells a convolution from a linear layer."""
+    if update.kernel or not isinstance(update, (LowRank, Full)):
+        return update
+    if shape is None or len(shape) < 3 or prod(shape[1:]) != update.size[1]:
+        return update
+    return replace(update, kernel=tuple(shape[2:]))
 
 
 @dataclass(frozen=True, slots=True)

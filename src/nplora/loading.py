@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 
-from .adapter import VECTOR_ROLES, Adapter, Module, Origin, Vector
-from .adapters import Factor, Full, Group, LowRank, Matrix, Opaque, Update, kind_of, take_rows
+from .adapter import VECTOR_ROLES, Adapter, Module, Origin, Vector, with_kernel
+from .adapters import Factor, Full, Group, LowRank, Matrix, Opaque, Update, kind_of, rows_of, take_rows
 from .errors import InputError
 from .formats import Detection, detect
 from .formats.keys import Key, split
@@ -88,7 +87,10 @@ def _group(file: TensorFile) -> tuple[dict[str, Group], dict[str, Tensor]]:
     for module in [module for module, roles in tensors.items() if roles.keys() <= SCALE_ROLES]:
         for tensor in tensors.pop(module).values():  # an alpha without factors says nothing
             others[tensor.key] = tensor
-    return {module: Group(file.path, module, roles, suffixes[module]) for module, roles in tensors.items()}, others
+    groups = {
+        module: Group(file.path, module, roles, suffixes[module], file.config) for module, roles in tensors.items()
+    }
+    return groups, others
 
 
 def _put(roles: dict[str, Tensor], found: Key, tensor: Tensor, path: str) -> None:
@@ -161,7 +163,7 @@ class _Reader:
             else:
                 pieces = [
                     Module(f"{component}.{part.name}", self._with_kernel(piece, component, part), origin, stored)
-                    for part, piece in _split_update(update, parts, group)
+                    for part, piece in _split_update(update, parts)
                 ]
                 kept = [self._keep(piece) for piece in pieces]
                 if not any(kept):
@@ -195,13 +197,7 @@ class _Reader:
         return component, (Part(place.body),)
 
     def _with_kernel(self, update: Update, component: str, part: Part) -> Update:
-        """LyCORIS flattens kernels away: the base's shape tells a convolution from a linear layer."""
-        if update.kernel or isinstance(update, Opaque) or self.layout is None:
-            return update
-        shape = self.layout.shape(component, part.name)
-        if shape is None or len(shape) < 3 or prod(shape[1:]) != update.size[1]:
-            return update
-        return replace(update, kernel=tuple(shape[2:]))
+        return with_kernel(update, self.layout.shape(component, part.name)) if self.layout else update
 
     def _keep(self, module: Module) -> bool:
         name = module.name
@@ -251,19 +247,19 @@ def _take_vector(tensor: Tensor, part: Part) -> Tensor:
     return Tensor.of(tensor.key, take_rows(Factor(tensor), part.rows, part.swap).read().reshape(-1))
 
 
-def _split_update(update: Update, parts: tuple[Part, ...], group: Group) -> Iterator[tuple[Part, Update]]:
+def _split_update(update: Update, parts: tuple[Part, ...]) -> Iterator[tuple[Part, Update]]:
     """The update of each canonical part: rows of the up factor; the down factor is shared."""
     if len(parts) == 1 and not parts[0].swap and parts[0].rows is None:
         yield parts[0], update
         return
-    if isinstance(update, Opaque):
-        raise group.error(
-            f"a {update.kind} module on a fused projection cannot be split exactly", None,
-            hint="It comes with a later version of nplora.",
-        )  # fmt: skip
+    if isinstance(update, Opaque):  # split when it is expanded; carried along as one
+        for part in parts:
+            size = None if update.size is None or part.rows is None else (part.rows[1] - part.rows[0], update.size[1])
+            yield part, replace(update, rows=part.rows, swap=part.swap, size=size)
+        return
     if isinstance(update, Full):
         for part in parts:
-            yield part, replace(update, diff=take_rows(update.diff, part.rows, part.swap))
+            yield part, rows_of(update, part.rows, part.swap)
         return
     blocks = _block_diagonal(update.up, parts)
     for index, part in enumerate(parts):

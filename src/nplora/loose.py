@@ -75,6 +75,7 @@ class Loose:
     left_out: LeftOut = field(default_factory=LeftOut)  # what the fusion left out already is among them
     added: list[str] = field(default_factory=list)  # biases and norms that were added up
     copied: list[str] = field(default_factory=list)  # foreign keys
+    carried: set[str] = field(default_factory=set)  # tensors of kinds that stay as they are
     pieces: dict[str, tuple[Spelling, dict[str, Share]]] = field(default_factory=dict)
 
     def put(self, spelling: Spelling, suffix: str, name: str, share: Share) -> None:
@@ -138,14 +139,16 @@ def carried_whole(module: FusedModule, naming: Naming) -> bool:
 def _carry(member: Member, naming: Naming, loose: Loose) -> None:
     role, module = member.role, member.module
     spelling = _spelling(module.name, module.origin, naming)
-    name = spelling.module if spelling is not None and len(spelling.parts) == 1 else None
+    kept = naming.keep and module.origin.format == naming.format.name  # then the parts of a fused projection stay one
+    name = spelling.module if spelling is not None and (kept or len(spelling.parts) == 1) else None
     stored = module.update.parts if isinstance(module.update, Opaque) else module.stored
     for suffix, tensor in stored.items():
         if name is None:
             why = f"{naming.format.title} has no name for this {module.update.kind} module"
             loose.left_out.add(role, [tensor.key], why)
-        else:
-            loose.tensors.append(Tensor(join(name, suffix), tensor.dtype, tensor.shape, tensor.source, tensor.start))
+        elif (key := join(name, suffix)) not in loose.carried:
+            loose.carried.add(key)
+            loose.tensors.append(Tensor(key, tensor.dtype, tensor.shape, tensor.source, tensor.start))
 
 
 def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loose: Loose) -> None:

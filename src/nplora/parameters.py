@@ -6,6 +6,7 @@ The CLI option, the Python check, the recipe check, a slider or a node socket ar
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ Value = object
 class Parameter:
     """One parameter: what it may be, what it is by default, and what it does in a sentence.
 
-    ``kind`` is "number", "count" (a whole number, never below 0), "choice", "flag", "names", "order" or "directions".
-    ``low`` and ``high`` bound a number (both inclusive; ``high`` may be infinite, and then "inf" is a value).
+    ``kind`` is "number", "count" (a whole number, never below 0), "choice", "flag", "names", "order", "path" (a file or
+    a folder) or "directions". ``low`` and ``high`` bound a number (both inclusive; ``high`` may be infinite, and then
+    "inf" is a value).
     """
 
     name: str
@@ -136,8 +138,16 @@ def _order(parameter: Parameter, value: Value) -> str:
     return " > ".join(" = ".join(word.strip() for word in group) for group in words)
 
 
+def _path(parameter: Parameter, value: Value) -> str:
+    path = os.fspath(value)  # type: ignore[call-overload]
+    if not isinstance(path, str) or not path:
+        raise TypeError
+    return path
+
+
 _KINDS: Mapping[str, tuple[Callable[[Parameter, Value], Value], str]] = {
     "count": (_count, "a whole number"),
+    "path": (_path, "a file or a folder"),
     "flag": (_flag, "yes or no"),
     "order": (_order, 'names with > between them, the most protected first, and = between equals, such as "c > b = a"'),
     "names": (_names, "names separated by commas"),
@@ -201,6 +211,16 @@ DEVICE = Parameter(
     "Where to compute; anything but cpu needs the torch extra.",
     choices=("cpu", "cuda", "mps"),
 )
+BASE = Parameter(
+    "base", "path", None,
+    "The base model (a checkpoint or a diffusers folder), for kinds whose update depends on it: DoRA, OFT, BOFT, IA3, "
+    "GLoRA. Only the weights that are needed are read.",
+)  # fmt: skip
+DORA = Parameter(
+    "dora", "choice", "exact",
+    "What becomes of DoRA's magnitudes: exact keeps them and needs --base; ignore uses the direction alone.",
+    choices=("exact", "ignore"),
+)  # fmt: skip
 STRICT = Parameter("strict", "flag", False, "Make every key that would be left out an error.")
 ALLOW_NONFINITE = Parameter("allow_nonfinite", "flag", False, "Go on although an input holds NaN or infinity.")
 

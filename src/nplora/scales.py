@@ -45,6 +45,8 @@ class Scales:
         return scale, source
 
     def _find(self, group: Group, component: str, path: str, rank: int | None) -> tuple[float, str]:
+        if rank is None and self.config is not None and self.config.get("peft_type") == "LOKR" and _is_lokr(group):
+            rank = int(_pattern(self.config.get("rank_pattern"), path, self.config["r"]))  # type: ignore[call-overload]
         if rank is None:
             return 1.0, "none needed"
         if "scale" in group.tensors:
@@ -86,6 +88,11 @@ class Scales:
         return tuple(notes)
 
 
+def _is_lokr(group: Group) -> bool:
+    """PEFT multiplies a LoKr of two full sides by alpha / r, as no other program does."""
+    return {"lokr_w1", "lokr_w2"} <= group.tensors.keys()
+
+
 def _adapter_metadata(metadata: Mapping[str, str], file: str) -> dict[str, dict[str, object]]:
     """diffusers' ``lora_adapter_metadata``: flat ``<component>.<field>`` keys -> component -> fields."""
     text = metadata.get("lora_adapter_metadata")
@@ -106,7 +113,8 @@ def _adapter_metadata(metadata: Mapping[str, str], file: str) -> dict[str, dict[
 
 
 def _peft_scale(config: Mapping[str, object], path: str, rank: int) -> float:
-    alpha = _pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", 8))
+    # LoHa's and LoKr's configs call it alpha.
+    alpha = _pattern(config.get("alpha_pattern"), path, config.get("lora_alpha", config.get("alpha", 8)))
     try:
         number = float(alpha)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -1,7 +1,8 @@
 """Adapter kinds: what the tensors of one module mean. Each kind is one small file, found by scanning this folder.
 
 A kind says which roles mark it, how large the weight is that it changes, and, where nplora can express the
-update exactly, its low-rank factors. To add one, write one file with ``KINDS = (Kind(...),)``.
+update exactly, its low-rank factors. Kinds that change the base weight by what it is (DoRA, OFT, ...) say what they
+make of it once it is there (`Opaque.on_base`). To add one, write one file with ``KINDS = (Kind(...),)``.
 """
 
 from __future__ import annotations
@@ -10,117 +11,20 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from math import prod
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..matrices import Changed, Factor, Matrix, Rows, take_rows, wide
 from ..storage import Tensor
 
-
-class Matrix(Protocol):
-    """A two-dimensional array that is read on demand."""
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def keys(self) -> tuple[str, ...]: ...
-    def read(self) -> NDArray[np.generic]: ...
-
-
-@dataclass(frozen=True)
-class Factor:
-    """A stored factor seen as a matrix (trailing kernel axes flattened), or some rows and columns of it.
-
-    ``rows`` are ranges that are read one after the other (two of them: halves stored in the opposite order).
-    """
-
-    tensor: Tensor
-    rows: tuple[tuple[int, int], ...] = ()
-    columns: tuple[int, int] | None = None
-    transposed: bool = False
-
-    @property
-    def stored_shape(self) -> tuple[int, int]:
-        first, rest = self.tensor.shape[0], prod(self.tensor.shape[1:])
-        return (rest, first) if self.transposed else (first, rest)
-
-    @cached_property
-    def shape(self) -> tuple[int, int]:
-        height, width = self.stored_shape
-        if self.rows:
-            height = sum(stop - start for start, stop in self.rows)
-        if self.columns is not None:
-            width = self.columns[1] - self.columns[0]
-        return height, width
-
-    @property
-    def dtype(self) -> str:
-        return self.tensor.dtype
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.tensor.key,)
-
-    def read(self) -> NDArray[np.generic]:
-        array = self.tensor.read()
-        array = array.reshape(array.shape[0], -1)
-        if self.transposed:
-            array = array.T
-        if len(self.rows) == 1:
-            array = array[self.rows[0][0] : self.rows[0][1]]
-        elif self.rows:
-            array = np.concatenate([array[start:stop] for start, stop in self.rows])
-        return array if self.columns is None else array[:, self.columns[0] : self.columns[1]]
-
-    def take(self, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> Factor:
-        """The same factor, narrowed to a row range and a column range (of a factor not yet narrowed)."""
-        return replace(self, rows=(rows,) if rows else self.rows, columns=columns or self.columns)
-
-    def swapped(self) -> Factor:
-        """The same rows with their two halves exchanged."""
-        start, stop = self.rows[0] if self.rows else (0, self.shape[0])
-        middle = (start + stop) // 2
-        return replace(self, rows=((middle, stop), (start, middle)))
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Some rows of a matrix that is computed when it is read; ranges are read one after the other."""
-
-    matrix: Matrix
-    rows: tuple[tuple[int, int], ...]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return sum(stop - start for start, stop in self.rows), self.matrix.shape[1]
-
-    @property
-    def dtype(self) -> str:
-        return self.matrix.dtype
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.matrix.keys
-
-    def read(self) -> NDArray[np.generic]:
-        array = self.matrix.read()
-        return np.concatenate([array[start:stop] for start, stop in self.rows])
-
-
-def take_rows(matrix: Matrix, rows: tuple[int, int] | None, swap: bool) -> Matrix:
-    """A row range of a matrix, with its two halves exchanged if asked."""
-    if isinstance(matrix, Factor):
-        taken = matrix.take(rows=rows)
-        return taken.swapped() if swap else taken
-    start, stop = rows or (0, matrix.shape[0])
-    middle = (start + stop) // 2
-    return Rows(matrix, ((middle, stop), (start, middle)) if swap else ((start, stop),))
+__all__ = [
+    "Changed", "Factor", "Full", "Group", "Kind", "LowRank", "Matrix", "Opaque", "Rows", "Update",
+    "all_kinds", "kind_of", "opaque", "read_scalar", "rows_of", "take_rows", "wide",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +58,18 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """``dW`` stored as it is: (out, in*kh*kw); no alpha applies."""
+    """``dW`` as it is, stored or computed from the base weight: (out, in*kh*kw); no alpha applies.
+
+    ``around`` is the low-rank part of a kind that also rescales the base weight: its row space is what "all
+    directions" of such an update means, since the rest is the base's own.
+    """
 
     diff: Matrix
     kernel: tuple[int, ...] = ()
     kind: str = "full"
     scale: float = 1.0
     scale_from: str = "none needed"
+    around: LowRank | None = None
 
     @property
     def rank(self) -> int:
@@ -181,7 +90,13 @@ class Full:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A kind that is recognised but not expressed as factors: it can be carried along, not fused."""
+    """A kind whose update is not known from the file alone: carried along, or expanded when the base weight is there.
+
+    ``on_base(W, kernel)`` gives the exact update for the base weight W (out, in*kernel) of the module as the file
+    names it; ``rows`` and ``swap`` then say which part of a fused projection this is. ``alone()`` gives what needs no
+    base weight: the exact update where the part that does is zero, else None. ``rest`` is what is left of the update
+    when the part that needs the base is ignored.
+    """
 
     kind: str
     parts: Mapping[str, Tensor]  # suffix -> tensor
@@ -190,6 +105,11 @@ class Opaque:
     scale: float = 1.0
     scale_from: str = "unknown"
     rank: int = 0
+    on_base: Callable[[Matrix, tuple[int, ...]], LowRank | Full] | None = None
+    alone: Callable[[], LowRank | None] = lambda: None
+    rest: LowRank | Full | None = None
+    rows: tuple[int, int] | None = None
+    swap: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -201,12 +121,23 @@ class Opaque:
 
     def delta(self) -> NDArray[np.float64]:
         raise InputError(
-            f"{self.kind} modules cannot be turned into a dense update yet", key=self.keys[0],
-            hint="They are carried along unchanged.",
+            f"what a {self.kind} module adds is not known without the base weight" if self.on_base
+            else f"{self.kind} modules cannot be turned into a dense update yet",
+            key=self.keys[0], hint="They are carried along unchanged.",
         )  # fmt: skip
 
 
 Update = LowRank | Full | Opaque
+
+
+def rows_of(update: LowRank | Full, rows: tuple[int, int] | None, swap: bool) -> LowRank | Full:
+    """The part of an update that lies in some rows of the weight, its halves exchanged if asked."""
+    if rows is None and not swap:
+        return update
+    if isinstance(update, LowRank):
+        return replace(update, up=take_rows(update.up, rows, swap))
+    around = None if update.around is None else replace(update.around, up=take_rows(update.around.up, rows, swap))
+    return replace(update, diff=take_rows(update.diff, rows, swap), around=around)
 
 
 @dataclass(frozen=True)
@@ -217,6 +148,7 @@ class Group:
     module: str
     tensors: Mapping[str, Tensor]  # role -> tensor
     suffixes: Mapping[str, str]  # role -> suffix
+    config: Mapping[str, object] | None = None  # the adapter_config.json beside the file
 
     def error(self, problem: str, role: str | None = None, **facts: object) -> InputError:
         """An error about this module, or about one of its tensors."""
@@ -235,6 +167,7 @@ class Kind:
         read: (group, scale, how the scale is known) -> update.
         priority: the higher is asked first; a module with a DoRA magnitude is DoRA, not LoRA.
         alpha_rank: what alpha is divided by; None where the module has no scale.
+        fate: what happens to such a module, for the documentation's table.
     """
 
     name: str
@@ -243,6 +176,7 @@ class Kind:
     read: Callable[[Group, float, str], Update]
     priority: int = 0
     alpha_rank: Callable[[Group], int | None] = lambda _: None
+    fate: str = "fused"
 
 
 @lru_cache(maxsize=1)
@@ -260,7 +194,9 @@ def kind_of(group: Group) -> Kind | None:
 
 
 @cache
-def _kind_for(roles: frozenset[str]) -> Kind | None:
+def _kind_for(tensors: frozenset[str]) -> Kind | None:
+    # PEFT's other methods are marked by their prefix: "other:vera_lambda_b" is VeRA's.
+    roles = {role.partition("_")[0] if role.startswith("other:") else role for role in tensors}
     return next((kind for kind in all_kinds() if not kind.marks.isdisjoint(roles)), None)
 
 

@@ -81,6 +81,7 @@ class Kronecker:
     one: Side
     two: Side
     what: str
+    scale: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -102,7 +103,7 @@ class Kronecker:
         if self.what == "right":
             return np.kron(self.one.right(), self.two.right())
         one, two = (side.left() @ side.right() for side in (self.one, self.two))
-        return np.kron(one, two)
+        return self.scale * np.kron(one, two)
 
 
 def _sides(group: Group) -> tuple[Side, Side]:
@@ -158,7 +159,7 @@ def _kernel(group: Group) -> tuple[int, ...]:
 def read(group: Group, scale: float, scale_from: str) -> Update:
     one, two = _sides(group)
     if one.whole is not None and two.whole is not None:  # usually of full rank: kept full
-        return Full(Kronecker(one, two, "both"), _kernel(group), kind="LoKr")
+        return Full(Kronecker(one, two, "both", scale), _kernel(group), kind="LoKr")
     return LowRank(
         Kronecker(one, two, "left"), Kronecker(one, two, "right"), scale, scale_from, _kernel(group), kind="LoKr"
     )

@@ -39,11 +39,11 @@ SUFFIXES: dict[str, str] = {
     ".set_weight": "set_weight", ".reshape_weight": "reshape_weight",
     **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t1", "t2")},
-    ".oft_blocks": "oft", ".oft_diag": "oft", ".rescale": "oft_rescale",
-    ".oft_R.weight": "oft", ".oft_R.scaled_oft": "oft_rescale",
+    ".oft_blocks": "oft", ".oft_diag": "oft_diag", ".rescale": "oft_rescale",
+    ".oft_R.weight": "oft_rotation", ".oft_R.scaled_oft": "oft_scaled",
     ".a1.weight": "glora_a1", ".a2.weight": "glora_a2", ".b1.weight": "glora_b1", ".b2.weight": "glora_b2",
     ".bm.weight": "glora_bm",
-    ".on_input": "ia3_on_input",
+    ".on_input": "ia3_on_input", ".ia3_l": "ia3", ".boft_R": "boft", ".boft_s": "boft_scale",
     ".bias_indices": "sparse_bias", ".bias_values": "sparse_bias_values", ".bias_size": "sparse_bias_size",
 }  # fmt: skip
 
@@ -54,7 +54,7 @@ _NAMED = re.compile(
     r"^(?P<module>.+?)\.(?P<stem>lora_[AB]|lora_magnitude_vector)\.(?P<name>[^.]+)(?P<tail>\.weight|\.bias)?$"
 )
 _OTHER_METHODS = re.compile(
-    r"^(?P<module>.+?)\.(?P<role>(?:boft|ia3|vera_lambda|hra|fourierft|c3a|road|randlora|shira|miss|vblora|gralora|hira)_\w+)"
+    r"^(?P<module>.+?)\.(?P<role>(?:vera_lambda|hra|fourierft|c3a|road|randlora|shira|miss|vblora|gralora|hira)_\w+)"
     r"(?:\.\w+)*$"
 )
 _LISTED = re.compile(r"^(?P<module>[^:]+:\d+):(?P<role>up|down)$")
@@ -114,5 +114,5 @@ def _split_special(key: str) -> Key | None:
         if suffix in SUFFIXES:
             return Key(match["module"], SUFFIXES[suffix], key[len(match["module"]) :], match["name"])
     if match := _OTHER_METHODS.match(key):
-        return Key(match["module"], "other:" + match["role"].split("_")[0], key[len(match["module"]) :])
+        return Key(match["module"], "other:" + match["role"], key[len(match["module"]) :])
     return None

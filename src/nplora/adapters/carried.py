@@ -1,4 +1,4 @@
-"""Kinds that multiply or replace the base weight (OFT, GLoRA, IA3, ...): without it they can only be carried along."""
+"""Kinds that are recognised and carried along: what they make of a weight is not written out here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ def _kind(name: str, marks: set[str]) -> Kind:
     def read(group: Group, scale: float, scale_from: str) -> Update:
         return opaque(group, name, None)
 
-    return Kind(name, frozenset(marks), size, read, priority=2)
+    return Kind(name, frozenset(marks), size, read, priority=2, fate="carried along unchanged")
 
 
 MARKS = {
-    "OFT": {"oft", "oft_rescale"},
-    "GLoRA": {"glora_a1", "glora_a2", "glora_b1", "glora_b2", "glora_bm"},
-    "IA3": {"ia3_on_input", "other:ia3"},
-    "BOFT": {"other:boft"},
     "replaced weight": {"set_weight", "reshape_weight"},
     "embedding LoRA": {"embedding_down", "embedding_up"},
     "sparse bias": {"sparse_bias", "sparse_bias_values", "sparse_bias_size"},
