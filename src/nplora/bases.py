@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .algebra import Array, frobenius, namespace, numerical_rank, transpose
+from .algebra import Array, namespace, numerical_rank, transpose
 
 Factors = tuple[Array, Array]  # up (out, r) and down (r, n) of an update up @ down
 MAX_CONDITION = 1e5  # of a Gram matrix (columns scaled to length 1) that replaces a QR: orthonormal to 1e5 * 2^-53
@@ -216,11 +216,23 @@ def polar_root(G: Array, tolerance: float = 1e-6) -> Array:
     return (W * scale[None, :]) @ transpose(W)
 
 
+def polar(F: Array) -> Array:
+    """The partial polar factor of a long F: its columns made orthonormal with the least change, on their support."""
+    return F @ polar_root(transpose(F) @ F)
+
+
+def orthonormal_rows(factors: Sequence[Factors]) -> Array:
+    """An orthonormal basis (k, n) of the row spaces of updates together, above their numerical ranks.
+
+    Without any direction (all updates are zero) it has one row of an arbitrary basis: ask `energy` before.
+    """
+    xp = namespace(factors[0][0])
+    V = xp.concat([spectrum(up, down).V for up, down in factors], axis=1)
+    if len(factors) > 1:
+        V = spectrum(V, xp.eye(V.shape[1], dtype=V.dtype, device=V.device)).U
+    return transpose(V)
+
+
 def energy(up: Array, down: Array) -> float:
     """``||up @ down||_F^2`` from Gram matrices."""
     return float(namespace(up).sum((transpose(up) @ up) * (down @ transpose(down))))
-
-
-def norm(matrix: Array) -> float:
-    """Frobenius norm."""
-    return float(frobenius(matrix))

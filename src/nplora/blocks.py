@@ -205,6 +205,23 @@ def keep(source: Blocks, probability: float, key: tuple[int, ...]) -> Blocks:
     return Blocks(source.shape, read, like=source.like)
 
 
+def keep_by_rank(source: Blocks, density: float, epsilon: float, key: tuple[int, ...]) -> Blocks:
+    """As `keep`, with a probability from density - epsilon (a row's smallest entry) to density + epsilon (largest)."""
+    xp, columns = namespace(source.like), source.shape[1]
+    steps = xp.arange(columns, dtype=source.like.dtype, device=source.like.device) / max(columns - 1, 1)
+    spread = steps * 2 - 1 if columns > 1 else steps
+    levels = xp.clip(xp.round((density + epsilon * spread) * LEVELS), 1, LEVELS)
+
+    def read(start: int, stop: int) -> Array:
+        block = source.read(start, stop)
+        order = xp.argsort(xp.argsort(abs(block), axis=1), axis=1)
+        level = xp.reshape(xp.take(levels, xp.reshape(order, (-1,))), block.shape)
+        drawn = xp.asarray(draw(key, start, stop, columns).astype("int32"), device=block.device)
+        return block * xp.astype(xp.astype(drawn, block.dtype) < level, block.dtype) * (LEVELS / level)
+
+    return Blocks(source.shape, read, like=source.like)
+
+
 def draw(key: tuple[int, ...], start: int, stop: int, columns: int) -> NDArray[np.uint16]:
     """Uniform 16-bit integers for the rows start to stop; a row's numbers are the same in whichever block it is read.
 

@@ -49,6 +49,36 @@ def dare(
     return sum(kept) if variant == "linear" else elect(kept, election, agreeing)
 
 
+def magnitude(xs: Matrices, seed: int, density: float = 0.2) -> np.ndarray:
+    return sum(trim(x, density) for x in xs)
+
+
+def crumbs(x: np.ndarray, density: float, outliers: float) -> np.ndarray:
+    """The entries in order of magnitude, from number `top` on, as many as the density asks for."""
+    order = np.argsort(-np.abs(x), axis=None)
+    top = int(outliers * x.size)
+    mask = np.zeros(x.size)
+    mask[order[top : top + int(density * x.size)]] = 1
+    return x * mask.reshape(x.shape)
+
+
+def breadcrumbs(xs: Matrices, seed: int, density: float = 0.9, outliers: float = 0.01) -> np.ndarray:
+    return sum(crumbs(x, density, outliers) for x in xs)
+
+
+def della(
+    xs: Matrices, seed: int, density=0.5, epsilon=0.15, variant="ties", election="total", agreeing="mean"
+) -> np.ndarray:
+    kept = []
+    for index, x in enumerate(xs):
+        out, width = x.shape
+        ranks = np.argsort(np.argsort(np.abs(x), axis=1), axis=1)
+        p = density - epsilon + 2 * epsilon * ranks / (width - 1) if width > 1 else np.full(x.shape, density)
+        level = np.clip(np.round(p * LEVELS), 1, LEVELS)
+        kept.append(x * (draw((seed, index), 0, out, width) < level) * LEVELS / level)
+    return sum(kept) if variant == "linear" else elect(kept, election, agreeing)
+
+
 def rank_of(s: np.ndarray, shape: tuple[int, ...], size: float = 0.0) -> int:
     return int(np.sum(s > max(shape) * 2.0**-50 * max(s[0], size))) if s.size else 0
 
@@ -77,6 +107,75 @@ def iso_c(xs: Matrices, seed: int) -> np.ndarray:
     u, s, vt = np.linalg.svd(total, full_matrices=False)
     k = rank_of(s, total.shape, sum(np.linalg.norm(x) for x in xs))
     return s[:k].mean() * u[:, :k] @ vt[:k] if k else np.zeros_like(total)
+
+
+def iso_cts(xs: Matrices, seed: int, common: float = 0.8) -> np.ndarray:
+    xs = [x for x in xs if np.any(x)]
+    if not xs:
+        return np.zeros(1)
+    total = sum(xs)
+    u, s, vt = np.linalg.svd(total, full_matrices=False)
+    R = max(1, rank_of(s, total.shape, sum(np.linalg.norm(x) for x in xs)))
+    own = int((1 - common) * R / len(xs) + 1e-9)
+    kept = R - own * len(xs)
+    us, ss, vs = [u[:, :kept]], [s[:kept]], [vt[:kept].T]
+    for x in xs:
+        rest_u, rest_s, rest_vt = np.linalg.svd(x - us[0] @ us[0].T @ x, full_matrices=False)
+        count = min(own, int(np.sum(rest_s > 1e-9 * s[0])))
+        us.append(rest_u[:, :count])
+        ss.append(rest_s[:count])
+        vs.append(rest_vt[:count].T)
+    return np.concatenate(ss).mean() * polar(np.hstack(us)) @ polar(np.hstack(vs)).T
+
+
+def do_merging(xs: Matrices, seed: int) -> np.ndarray:
+    done: list[np.ndarray] = []
+    for x in reversed(xs):
+        v = x.ravel().copy()
+        for other in done:
+            if np.any(other):
+                v -= (v @ other) / (other @ other) * other
+        own = np.linalg.norm(v) > 1e-6 * np.linalg.norm(x)
+        done.append(v * np.linalg.norm(x) / np.linalg.norm(v) if own else x.ravel())
+    return sum(done).reshape(xs[0].shape)
+
+
+def np_bilateral(xs: Matrices, seed: int, mu: float = 0.5) -> np.ndarray:
+    g, total = 1.0 if mu == np.inf else mu / (1 + mu), np.zeros_like(xs[0])
+    for index, x in enumerate(xs):
+        U, V = spaces(xs[index + 1 :], x.shape)
+        total = total + x - g * U @ U.T @ x @ V @ V.T
+    return total
+
+
+def spaces(xs: Matrices, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal bases of the column spaces and of the row spaces of some updates together."""
+    found = [svd(x) for x in xs]
+    return tuple(
+        svd(np.hstack([np.zeros((size, 1)), *sides]))[0]
+        for size, sides in zip(shape, ([u for u, _, _ in found], [v for _, _, v in found]), strict=True)
+    )
+
+
+def np_adaptive(xs: Matrices, seed: int, kappa: float = 0.5, eta: float = 0.0, chance: bool = False) -> np.ndarray:
+    total = np.zeros_like(xs[0])
+    for index, x in enumerate(xs):
+        later = xs[index + 1 :]
+        _, V = spaces(later, x.shape)
+        inside, content = np.linalg.norm(x @ V) ** 2, np.linalg.norm(x) ** 2
+        if not (V.size and inside and content):
+            total = total + x
+            continue
+        style, rho, (n, k) = sum(np.linalg.norm(y) ** 2 for y in later), min(inside / content, 1.0), V.shape
+        with np.errstate(divide="ignore"):
+            mu = max(0.0, np.sqrt(inside / style) / np.float64(kappa) - 1)
+        if chance:
+            mu = mu * (rho - k / n) / (1 - k / n) if k < n and rho > k / n else 0.0
+        if eta - 1 + rho > 0:
+            mu = min(mu, np.sqrt(rho / (eta - 1 + rho)) - 1)
+        g = 1.0 if mu == np.inf else mu / (1 + mu)
+        total = total + x - g * x @ V @ V.T
+    return total
 
 
 def knots(xs: Matrices, seed: int, inner: str = "ties", **values) -> np.ndarray:
@@ -117,5 +216,18 @@ REFERENCES: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, object]]]]
     "dare": (dare, [{"density": 0.3}, {"density": 0.6, "variant": "ties"}, {"density": 1.0}]),
     "tsv": (tsv, [{}]),
     "iso-c": (iso_c, [{}]),
+    "magnitude": (magnitude, [{}, {"density": 1.0}]),
+    "breadcrumbs": (
+        breadcrumbs,
+        [{"density": 0.5, "outliers": 0.1}, {"outliers": 0.0}, {"density": 1.0, "outliers": 1.0}],
+    ),
+    "della": (della, [{}, {"variant": "linear", "density": 0.9, "epsilon": 0.3}]),
+    "iso-cts": (iso_cts, [{"common": 0.5}, {"common": 1.0}]),
+    "do-merging": (do_merging, [{}]),
+    "np-bilateral": (np_bilateral, [{}, {"mu": np.inf}, {"mu": 0.0}]),
+    "np-adaptive": (
+        np_adaptive,
+        [{}, {"kappa": 0.0}, {"kappa": 0.2, "eta": 0.8}, {"kappa": 0.1, "chance": True}, {"kappa": np.inf}],
+    ),
     "knots": (knots, [{"density": 0.3}, {"inner": "dare", "density": 0.5}, {"inner": "linear"}]),
 }

@@ -13,11 +13,23 @@ from methods.references import REFERENCES, dare, in_core, linear, principal, tie
 from methods.updates import EXACT, dense, distance, live, merged, part, regauged, run, several
 from nplora.methods import Part, all_merges
 
+WITHOUT_RANK = {"do-merging", "np-bilateral", "np-adaptive"}
+NOT_NEAREST = {*WITHOUT_RANK, "iso-c"}  # iso-c: the level is the mean of what is kept
+FAITHFUL = {"peft-ties", "kohya-concat"}  # incumbents let an adapter of strength 0 vote, or count its ranks
 FEW = settings(max_examples=max(1, settings().max_examples // 4))  # for each of many merges
 CASES = [
     pytest.param(name, values, id=f"{name} {values}") for name, (_, cases) in REFERENCES.items() for values in cases
 ]
 ROTATES = {"knots"}  # depends on the basis where singular values coincide, as they do for equal updates
+
+
+def wide(name: str) -> dict[str, int]:
+    """So large a rank that nothing is truncated."""
+    return {} if name in WITHOUT_RANK else {"rank": 64}
+
+
+def tolerance(name: str) -> float:
+    return 1e-7 if name == "iso-cts" else EXACT  # its residual spaces feel the rounding of the common one
 
 
 def apart(values: np.ndarray, gap: float) -> bool:
@@ -50,20 +62,18 @@ def test_a_merge_is_its_definition_on_dense_matrices(name, values, parts):
     if name in ROTATES:
         assume(well_posed(xs))
     reference, _ = REFERENCES[name]
-    found = run(name, parts, seed=3, rank=64, **values)
-    assert distance(dense(found), reference(xs, 3, **values), parts) < EXACT
+    found = run(name, parts, seed=3, **wide(name), **values)
+    assert distance(dense(found), reference(xs, 3, **values), parts) < tolerance(name)
     assert found.error <= EXACT * (sum(map(np.linalg.norm, xs)) + 1)
 
 
-@pytest.mark.parametrize(("name", "values"), CASES)
+@pytest.mark.parametrize(("name", "values"), [case for case in CASES if case.values[0] not in NOT_NEAREST])
 @FEW
 @given(parts=several(), rank=st.integers(1, 6))
 def test_a_smaller_rank_is_the_nearest_one_and_its_error_is_told(name, values, parts, rank):
     whole = merged(name, parts, rank=64, **values)
     found = run(name, parts, rank=rank, **values)
     assert found.up.shape[1] == found.down.shape[0] <= rank
-    if name == "iso-c":  # the level is the mean of what is kept
-        return
     rest = np.linalg.svd(whole, compute_uv=False)[rank:]
     size = np.linalg.norm(whole) + 1
     assert abs(np.linalg.norm(dense(found) - whole) - np.linalg.norm(rest)) < 1e-7 * size
@@ -100,8 +110,8 @@ def test_factors_do_not_matter_but_their_product(name, values, parts, seed):
     if name in ROTATES:
         assume(well_posed(live(parts)))
     other = [regauged(np.random.default_rng(seed), one) for one in parts]
-    got = merged(name, other, rank=64, **values)
-    assert distance(got, merged(name, parts, rank=64, **values), parts) < 1e-7
+    got = merged(name, other, **wide(name), **values)
+    assert distance(got, merged(name, parts, **wide(name), **values), parts) < 1e-7
 
 
 @pytest.mark.parametrize(("name", "values"), CASES)
@@ -112,10 +122,10 @@ def test_the_same_call_gives_the_same_bits(name, values):
     assert one.down.tobytes() == two.down.tobytes()
 
 
-@pytest.mark.parametrize("name", all_merges())
+@pytest.mark.parametrize("name", sorted(all_merges().keys() - FAITHFUL))
 def test_a_strength_of_zero_leaves_an_adapter_out(name):
     rng = np.random.default_rng(4)
-    one, two, silent = part(rng, 9, 11, 2), part(rng, 9, 11, 3), part(rng, 9, 11, 2, 0.0)
+    one, two, silent = part(rng, 9, 11, 2), part(rng, 9, 11, 2), part(rng, 9, 11, 2, 0.0)
     assert np.array_equal(merged(name, [one, silent, two]), merged(name, [one, two]))
 
 
@@ -143,7 +153,7 @@ def test_the_example_in_each_docstring_runs(name):
 def test_every_parameter_is_an_argument_with_the_same_default(name):
     merge = all_merges()[name]
     rng = np.random.default_rng(4)
-    parts = [part(rng, 9, 11, 2), part(rng, 9, 11, 3)]
+    parts = [part(rng, 9, 11, 2), part(rng, 9, 11, 2)]
     defaults = {parameter.name: parameter.default for parameter in merge.parameters}
     assert np.array_equal(merged(name, parts, **defaults), merged(name, parts))
     assert all(text for text in (merge.title, merge.reference, merge.formula, merge.guarantee))

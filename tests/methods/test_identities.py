@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.updates import EXACT, dense, distance, live, merged, of, orthogonal, part, run, several
+from methods.updates import EXACT, dense, distance, live, merged, of, orthogonal, part, regauged, run, several
 from nplora.methods import Part
 
 EXACT_SUMS = [
@@ -113,6 +113,76 @@ def test_iso_c_gives_a_flat_spectrum_back():
     rng = np.random.default_rng(1)
     flat = 3 * np.linalg.qr(rng.standard_normal((9, 2)))[0] @ np.linalg.qr(rng.standard_normal((11, 2)))[0].T
     assert distance(merged("iso-c", [of(flat)]), flat) < EXACT
+
+
+@given(several())
+def test_iso_cts_with_nothing_but_the_common_space_is_iso_c(parts):
+    assert distance(merged("iso-cts", parts, common=1.0), merged("iso-c", parts), parts) < 1e-8
+
+
+@given(several())
+def test_iso_cts_takes_the_updates_in_any_order(parts):
+    assert distance(merged("iso-cts", parts[::-1], common=0.4), merged("iso-cts", parts, common=0.4), parts) < 1e-7
+
+
+# ------------------------------------------------------------------------------------------ DO-Merging
+
+
+@given(st.integers(0, 99))
+def test_do_merging_makes_orthogonal_parts_of_the_same_norms(seed):
+    parts = random_parts(seed, 3)
+    later = [merged("do-merging", parts[index:]) for index in range(3)]
+    vs = [later[0] - later[1], later[1] - later[2], later[2]]
+    for index, (v, one) in enumerate(zip(vs, parts, strict=True)):
+        assert np.isclose(np.linalg.norm(v), np.linalg.norm(dense(one)))
+        for other in vs[index + 1 :]:
+            assert abs(np.sum(v * other)) < 1e-9 * np.linalg.norm(v) * np.linalg.norm(other)
+    assert distance(vs[2], dense(parts[2])) < EXACT
+
+
+# ------------------------------------------------------------------------------------------ LEGO
+
+
+@given(st.integers(0, 99))
+def test_lego_with_a_cluster_for_each_unit_is_the_sum(seed):
+    parts = random_parts(seed)
+    assert distance(merged("lego", parts, rank=5), sum(map(dense, parts))) < EXACT
+
+
+@given(st.integers(0, 99), st.integers(1, 3))
+def test_lego_of_equal_updates_is_their_sum(seed, count):
+    (one, _) = random_parts(seed)
+    assert distance(merged("lego", [one] * count, rank=2), count * dense(one)) < 1e-8
+
+
+@given(st.integers(0, 99), st.integers(1, 5))
+def test_lego_depends_on_updates_not_on_factors_and_has_the_rank_asked_for(seed, rank):
+    parts = random_parts(seed)
+    other = [regauged(np.random.default_rng(seed), one) for one in parts]
+    assert distance(merged("lego", parts, rank=rank), merged("lego", other, rank=rank)) < 1e-6
+    assert run("lego", parts, rank=rank).down.shape[0] == rank
+
+
+# ------------------------------------------------------------------------------------------ pruning
+
+
+@given(several())
+def test_breadcrumbs_without_outliers_is_magnitude_pruning(parts):
+    one = merged("breadcrumbs", parts, density=0.4, outliers=0.0)
+    assert distance(one, merged("magnitude", parts, density=0.4), parts) < EXACT
+
+
+@given(several(), st.sampled_from(["linear", "ties"]))
+def test_della_without_epsilon_is_dare(parts, variant):
+    values = {"density": 0.4, "variant": variant, "seed": 5}
+    assert distance(merged("della", parts, epsilon=0.0, **values), merged("dare", parts, **values), parts) < EXACT
+
+
+def test_the_mean_over_seeds_of_della_is_the_sum():
+    parts = random_parts(1, out=8, width=9)
+    found = [merged("della", parts, seed=seed, variant="linear", epsilon=0.3, rank=8) for seed in range(400)]
+    spread = np.std(found, axis=0) / np.sqrt(len(found))
+    assert np.all(np.abs(np.mean(found, axis=0) - sum(map(dense, parts))) < 5 * spread + 1e-12)
 
 
 # ------------------------------------------------------------------------------------------ KnOTS and Core Space

@@ -11,11 +11,12 @@ from methods.references import REFERENCES
 from methods.updates import Library, dense, distance, part, run, strict, torch
 from nplora import sketch
 from nplora.blocks import kth_largest, of_product
-from nplora.methods import Part
+from nplora.methods import Part, all_methods
+from nplora.projection import project
 
 CASES = [(name, values) for name, (_, cases) in REFERENCES.items() for values in cases]
 CASES += [("core-space", {"inner": inner}) for inner in ("ties", "dare", "linear", "tsv", "iso")]
-CASES += [("ties", {"space": "core", "rank": 2})]
+CASES += [("ties", {"space": "core", "rank": 2}), ("lego", {"rank": 3})]
 
 
 @pytest.fixture(params=[strict, torch], ids=["array-api-strict", "torch"])
@@ -49,3 +50,13 @@ def test_streamed_parts_are_the_same_in_every_library(library):
     assert kth_largest(there, 70_000) == pytest.approx(kth_largest(here, 70_000), rel=1e-12)
     one, two = sketch.nearest(here, 2), sketch.nearest(there, 2)
     assert distance(library.back(two[0]) @ library.back(two[1]), one[0] @ one[1]) < 1e-9
+
+
+def test_np_spectral_is_the_same_in_every_library(library):
+    rng = np.random.default_rng(3)
+    arrays = [rng.standard_normal(shape) for shape in ((2, 12, 3), (2, 3, 17), (2, 12, 4), (2, 4, 17))]
+    arrays[2][1, :, 0] = 0  # a dead rank
+    method = all_methods()["np-spectral"]
+    with np.errstate(all="ignore"):
+        here, there = (project(*map(into, arrays), method, {"mu": 0.5})[0] for into in (np.asarray, library.into))
+    assert distance(library.back(there), here) < 1e-9

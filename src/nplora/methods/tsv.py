@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..algebra import Array, namespace, transpose
-from ..bases import polar_root, spectrum, truncated
+from ..algebra import namespace, transpose
+from ..bases import polar, spectrum, truncated
 from ..parameters import RANK, SCALING
 from . import Part, Product, merge, weighted
 
@@ -30,11 +30,6 @@ def tsv(parts: Sequence[Part], *, seed: int = 0, scaling: float = 1.0, rank: int
     found = [spectrum(up, down) for up, down in weighted(parts)]
     spectra = [one for one in found if float(one.s[0]) > 0] or found[:1]  # a zero update has no directions to turn
     xp = namespace(spectra[0].s)
-    U, V = (_polar(xp.concat(vectors, axis=1)) for vectors in ([x.U for x in spectra], [x.V for x in spectra]))
+    U, V = (polar(xp.concat(vectors, axis=1)) for vectors in ([x.U for x in spectra], [x.V for x in spectra]))
     s = xp.concat([x.s for x in spectra])
     return Product(*truncated(U * (scaling * s)[None, :], transpose(V), rank))
-
-
-def _polar(F: Array) -> Array:
-    """The nearest matrix with orthonormal columns, on the support of F."""
-    return F @ polar_root(transpose(F) @ F)
