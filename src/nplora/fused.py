@@ -16,6 +16,7 @@ from .leftovers import LeftOut
 from .methods import Merge, Method, Part, Product, find_method
 from .projection import Job, Overlap, stream
 from .storage import Tensor, cast
+from .strengths import Strengths
 
 Progress = Callable[[int, int], None]
 OBSERVED = {"mu": 0.0, "directions": "all"}  # what the overlap of a pair is measured with where nothing is projected
@@ -168,6 +169,7 @@ class Fused(Mapping[str, FusedModule]):
         inputs: role ("subject" and "style" for two, letters for more) -> adapter.
         method: how they are fused; None for one adapter on its way into another format.
         parameters: every parameter of `fuse` that the method has.
+        strengths: of each adapter, everywhere and in parts of the model.
         modules: canonical name -> module.
         left_out, notes: what a user should know.
         measures: what the merges made, by module, once they are computed.
@@ -176,6 +178,7 @@ class Fused(Mapping[str, FusedModule]):
     inputs: Mapping[str, Adapter]
     method: Method | Merge | None
     parameters: Mapping[str, Any]
+    strengths: Strengths
     modules: Mapping[str, FusedModule]
     left_out: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
@@ -200,10 +203,6 @@ class Fused(Mapping[str, FusedModule]):
     def style(self) -> Adapter | None:
         """The style of a pair."""
         return self.inputs.get("style")
-
-    def strength(self, role: str) -> float:
-        """How strongly an adapter takes part."""
-        return float(self.parameters.get(f"{role}_strength", 1.0))
 
     @property
     def jobs(self) -> list[Job]:

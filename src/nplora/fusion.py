@@ -22,6 +22,7 @@ from .protection import jobs_of, numbered, priorities
 from .report import fusion_report
 from .roles import roles
 from .sharing import share_jobs
+from .strengths import Strengths, read_rules, require_used
 
 
 class Fusion(Fused):
@@ -87,10 +88,11 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     values = check_options(chosen, parameters, len(inputs))
     left_out = _unread(inputs)
     matches = match_modules(inputs, component_filter(inputs, values["components"]), left_out)
-    strengths = {role: float(values.get(f"{role}_strength", 1.0)) for role in inputs}  # type: ignore[arg-type]
     own = {parameter.name: values[parameter.name] for parameter in chosen.parameters}
     seed, side = int(values.get("seed", 0)), str(values.get("side", "input"))  # type: ignore[call-overload]
     paths = {role: adapter.path for role, adapter in inputs.items()}
+    strengths = _strengths(values, paths)
+    require_used(strengths, _changed(matches, inputs))
     levels = priorities(values.get("protect"), paths)
     values["protect"] = numbered(levels, paths) if values.get("protect") else None
     projects, modules = isinstance(chosen, Method) or len(inputs) == 2, {}
@@ -110,7 +112,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     if not modules:
         raise UsageError(
             "nothing is left to write", expected="a module with a strength other than 0",
-            hint="Check --components and the two strengths.",
+            hint="Check --components and the strengths.",
         )  # fmt: skip
     if side == "input" and values.get("directions", "all") == "all":
         share_jobs(modules)
@@ -122,7 +124,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
             hint="Go on without --strict to allow it.",
         )
     notes = tuple(f"{role}: {note}" for role, adapter in inputs.items() for note in adapter.notes)
-    return Fusion(inputs, chosen, values, modules, left_out, notes, progress)
+    return Fusion(inputs, chosen, values, strengths, modules, left_out, notes, progress)
 
 
 def _require_count(method: Method | Merge, count: int) -> None:
@@ -162,14 +164,35 @@ def _unread(inputs: Mapping[str, Adapter]) -> LeftOut:
     return left_out
 
 
-def _heard(match: Match, strengths: Mapping[str, float], left_out: LeftOut) -> tuple[Member, ...]:
+def _strengths(values: dict[str, object], paths: Mapping[str, str]) -> Strengths:
+    """The strengths that the options ask for; the rules' texts in `values` become independent of the files' names."""
+    everywhere = {role: float(values.get(f"{role}_strength", 1.0)) for role in paths}  # type: ignore[arg-type]
+    texts: tuple[str, ...] = values["strengths"] or ()  # type: ignore[assignment]
+    rules = read_rules(texts, paths)
+    values["strengths"] = tuple(rule.text for rule in rules) or None
+    return Strengths(everywhere, rules)
+
+
+def _changed(matches: list[Match], inputs: Mapping[str, Adapter]) -> dict[str, list[str]]:
+    """Role -> the names of what the adapter changes, norms and biases too."""
+    changed = {role: [name for name, _ in adapter.vectors] for role, adapter in inputs.items()}
+    for match in matches:
+        for role in match.members:
+            changed[role].append(match.name)
+    return changed
+
+
+def _heard(match: Match, strengths: Strengths, left_out: LeftOut) -> tuple[Member, ...]:
     """The members without those whose strength is 0 (no style, rather than a projector that is not seen)."""
     members = []
     for role, module in match.members.items():
-        if strengths[role] == 0:
-            left_out.add(role, module.keys, f"{role} strength is 0")
+        strength = strengths.of(role, match.name)
+        if strength == 0:
+            rule = strengths.rule(role, match.name)
+            why = f"{role} strength is 0" + (f" here ({rule.text})" if rule is not None else "")
+            left_out.add(role, module.keys, why)
         else:
-            members.append(Member(role, module, strengths[role]))
+            members.append(Member(role, module, strength))
     return tuple(members)
 
 
@@ -236,7 +259,7 @@ def alone(adapter: Adapter, components: object = None) -> Fusion:
             modules[name] = FusedModule(name, (Member("subject", module, 1.0),), {}, method, {})
         else:
             left_out.add("subject", module.keys, "not among --components")
-    return Fusion(inputs, None, values, modules, left_out, adapter.notes)
+    return Fusion(inputs, None, values, Strengths({"subject": 1.0}), modules, left_out, adapter.notes)
 
 
 def convert(

@@ -188,7 +188,6 @@ def _matrices(update: Update) -> list[Matrix]:
 def _vectors(fusion: Fused, naming: Naming, plan: Plan, loose: Loose) -> None:
     """Biases and norms: added by strength, never projected."""
     components = fusion.parameters["components"]
-    strengths = {role: fusion.strength(role) for role in fusion.inputs}
     known: list[str] = []
     targets: dict[tuple[str, str], list[_Weighted]] = {}
     for role, adapter in fusion.inputs.items():
@@ -198,10 +197,10 @@ def _vectors(fusion: Fused, naming: Naming, plan: Plan, loose: Loose) -> None:
         for (name, what), vector in adapter.vectors.items():
             if components is not None and name.partition(".")[0] not in components:
                 loose.left_out.add(role, [vector.tensor.key], "not among --components")
-            elif not strengths[role]:
+            elif not fusion.strengths.of(role, name):
                 loose.left_out.add(role, [vector.tensor.key], f"{role} strength is 0")
             else:
-                weighted = _Weighted(role, strengths[role] * vector.scale, vector)
+                weighted = _Weighted(role, fusion.strengths.of(role, name) * vector.scale, vector)
                 targets.setdefault((names.get(name, name), what), []).append(weighted)
     for (_, what), shares in targets.items():
         if not fusion.parameters["allow_nonfinite"]:

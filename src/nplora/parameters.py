@@ -19,9 +19,9 @@ Value = object
 class Parameter:
     """One parameter: what it may be, what it is by default, and what it does in a sentence.
 
-    ``kind`` is "number", "count" (a whole number, never below 0), "choice", "flag", "names", "order", "path" (a file or
-    a folder) or "directions". ``low`` and ``high`` bound a number (both inclusive; ``high`` may be infinite, and then
-    "inf" is a value).
+    ``kind`` is "number", "count" (a whole number, never below 0), "choice", "flag", "names", "order", "strengths",
+    "path" (a file or a folder) or "directions". ``low`` and ``high`` bound a number (both inclusive; ``high`` may be
+    infinite, and then "inf" is a value).
     """
 
     name: str
@@ -31,6 +31,7 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
+    spelling: str = ""  # on the command line, where it is not the name's
 
     @property
     def option(self) -> str:
@@ -39,7 +40,7 @@ class Parameter:
         >>> SUBJECT_STRENGTH.option
         '--subject-strength'
         """
-        return "--" + self.name.replace("_", "-")
+        return self.spelling or "--" + self.name.replace("_", "-")
 
     @property
     def range(self) -> str:
@@ -145,10 +146,36 @@ def _path(parameter: Parameter, value: Value) -> str:
     return path
 
 
+def _strengths(parameter: Parameter, value: Value) -> tuple[str, ...]:
+    rules = []
+    for place, number in _places(value):
+        who, mark, where = place.partition("@")
+        if not who.strip() or (mark and not where.strip()):
+            raise ValueError
+        rules.append(f"{who.strip()}@{where.strip() or '*'}={_number(parameter, number)!r}")
+    if not rules:
+        raise ValueError
+    return tuple(rules)
+
+
+def _places(value: Value) -> list[tuple[str, Value]]:
+    """(who@where, number) from a text, from several, or from a mapping, which may be nested."""
+    if isinstance(value, Mapping):
+        found = []
+        for who, inner in value.items():
+            nested = inner.items() if isinstance(inner, Mapping) else ((None, inner),)
+            found += [(str(who) if where is None else f"{who}@{where}", number) for where, number in nested]
+        return found
+    texts = value.split(",") if isinstance(value, str) else [t for item in value for t in item.split(",")]  # type: ignore[attr-defined]
+    split = [text.rpartition("=") for text in texts]
+    return [(place, number) for place, _, number in split]
+
+
 _KINDS: Mapping[str, tuple[Callable[[Parameter, Value], Value], str]] = {
     "count": (_count, "a whole number"),
     "path": (_path, "a file or a folder"),
     "flag": (_flag, "yes or no"),
+    "strengths": (_strengths, "WHO@WHERE=NUMBER, or several with commas between them, such as style@up=1,style@*=0"),
     "order": (_order, 'names with > between them, the most protected first, and = between equals, such as "c > b = a"'),
     "names": (_names, "names separated by commas"),
     "directions": (_directions, '"all", a count such as 4, or a share of the energy such as 0.95'),
@@ -190,6 +217,11 @@ SUBJECT_STRENGTH = Parameter(
 STYLE_STRENGTH = Parameter(
     "style_strength", "number", 1.0, "Strength of the style; 0 leaves it out, negative values subtract it."
 )
+STRENGTHS = Parameter(
+    "strengths", "strengths", None,
+    "Strengths in parts of the model, such as style@up=0 or cat@*.attn1.*=0.8; the first that means a module counts.",
+    spelling="--strength",
+)  # fmt: skip
 COMPONENTS = Parameter(
     "components", "names", None,
     "Only these parts of the model, for example unet,text_encoder; the rest is left out and named in the report.",
@@ -249,7 +281,7 @@ RANK = Parameter(
 )  # fmt: skip
 
 # What `fuse` understands whatever the method, in the order in which help and reports show it.
-COMMON = (SUBJECT_STRENGTH, STYLE_STRENGTH, COMPONENTS, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)
+COMMON = (SUBJECT_STRENGTH, STYLE_STRENGTH, STRENGTHS, COMPONENTS, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)
 PAIR_ONLY = (SUBJECT_STRENGTH, STYLE_STRENGTH)  # names of two adapters; of more, each has a letter
 WRITING = (FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)  # these change no number
 # What it understands with the method np.

@@ -219,8 +219,9 @@ def _check_vectors(fusion: Fusion, made: Adapter) -> Verification:
     """Biases and norms: added by strength, rounded once."""
     expected: dict[tuple[tuple[str, str], str], list[tuple[float, Vector]]] = {}
     for role, adapter in fusion.inputs.items():
-        strength, asked = fusion.strength(role), fusion.parameters["components"]
+        asked = fusion.parameters["components"]
         for vector in adapter.vectors.values():
+            strength = fusion.strengths.of(role, vector.name)
             if strength and (asked is None or vector.name.partition(".")[0] in asked):
                 key = match_key(vector.name), vector.target[1]
                 expected.setdefault(key, []).append((strength * vector.scale, vector))

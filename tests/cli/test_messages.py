@@ -76,7 +76,7 @@ USAGE = {
         "no component is called vae: expected text_encoder or unet. Check --components."
     ),
     f"{FUSE} --subject-strength 0 --style-strength 0": (
-        "nothing is left to write: expected a module with a strength other than 0. Check --components and the two "
+        "nothing is left to write: expected a module with a strength other than 0. Check --components and the "
         "strengths."
     ),
     "fuse cat.safetensors ink.safetensors -o cat.safetensors --overwrite": (

@@ -42,6 +42,10 @@ def with_parameters(parameters: Iterable[Parameter]) -> Callable[[Any], Any]:
 def _option(parameter: Parameter) -> Callable[[Any], Any]:
     if parameter.kind == "flag":
         return click.option(parameter.option, parameter.name, is_flag=True, default=False, help=parameter.sentence)
+    if parameter.kind == "strengths":
+        return click.option(
+            parameter.option, parameter.name, multiple=True, metavar="WHO@WHERE=NUMBER", help=parameter.sentence
+        )  # fmt: skip
     return click.option(
         parameter.option, parameter.name, type=Kind(parameter), default=None, metavar=_metavar(parameter),
         help=f"{parameter.sentence}{facts_of(parameter)}",
@@ -69,8 +73,8 @@ def facts_of(parameter: Parameter) -> str:
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given (a flag that was not is False)."""
-    return {name: value for name, value in values.items() if value is not None and value is not False}
+    """The options that were given (a flag that was not is False, an option that may be repeated is empty)."""
+    return {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
 
 
 def take(values: dict[str, Any], parameters: Iterable[Parameter]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _adapters(role: str, given: object) -> list[_Choice]:
 
 
 def _values(parameter: Parameter, given: object, marks: Marks | None) -> Iterator[_Choice]:
-    swept = isinstance(given, list) and parameter.kind != "names"
+    swept = isinstance(given, list) and parameter.kind not in ("names", "strengths")
     items: list[Any] = given if swept and isinstance(given, list) else [given]
     for index, item in enumerate(items):
         path: Path_ = ("parameters", parameter.name, index) if swept else ("parameters", parameter.name)

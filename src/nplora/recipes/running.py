@@ -117,12 +117,13 @@ def _fusion(single: Single, inputs: Mapping[str, Adapter]) -> Fusion:
     if single.method == "convert":
         return alone(next(iter(inputs.values())), single.parameters.get("components"))
     # By place, not by the role's name in the recipe: the order is what says who is protected.
-    strengths = {
-        f"{role}_strength": given.strength
-        for role, given in zip(roles(len(inputs)), single.inputs.values(), strict=True)
-        if given.strength != 1.0
-    }
-    options: dict[str, Any] = {**strengths, **single.parameters}
+    options: dict[str, Any] = dict(single.parameters)
+    given = [one.strength for one in single.inputs.values()]
+    if len(inputs) <= 2:
+        options |= {f"{role}_strength": strength for role, strength in zip(roles(len(inputs)), given, strict=True)}
+    elif any(strength != 1.0 for strength in given):  # rules for parts of the model come first
+        everywhere = tuple(f"{index}@*={strength!r}" for index, strength in enumerate(given, 1) if strength != 1.0)
+        options["strengths"] = (*(options.get("strengths") or ()), *everywhere)
     return fuse(*inputs.values(), method=single.method, **options)
 
 

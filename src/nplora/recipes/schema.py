@@ -43,7 +43,7 @@ def recipe_schema() -> dict[str, Any]:
 
 def _swept(parameter: Parameter) -> dict[str, Any]:
     one = _value(parameter)
-    return one if parameter.kind == "names" else _or_list(one)
+    return one if parameter.kind in ("names", "strengths") else _or_list(one)
 
 
 def _or_list(one: dict[str, Any]) -> dict[str, Any]:
@@ -64,4 +64,11 @@ def _value(parameter: Parameter) -> dict[str, Any]:
         return {"type": "boolean"}
     if parameter.kind == "names":
         return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    if parameter.kind == "strengths":
+        number = {"type": "number"}
+        nested = {
+            "type": "object",
+            "additionalProperties": {"anyOf": [number, {"type": "object", "additionalProperties": number}]},
+        }
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, nested]}
     return {}
