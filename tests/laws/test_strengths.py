@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Any, dict[str, float]]] = {
     "only one block, as a mapping": ({"style": {"up": 1.0, "*": 0}}, {UP: 1, DOWN: 0, FF: 0, HEAD: 0}),
     "a component": (["style@text_encoder=0.5"], {UP: 1, DOWN: 1, FF: 1, HEAD: 0.5}),
     "a glob, by the file's name": ({"ink@*.attn1.*": 0.8}, {UP: 0.8, DOWN: 1, FF: 1, HEAD: 1}),
-    "by number": (["2@attention=2", "2@unet=-1"], {UP: 2, DOWN: 2, FF: -1, HEAD: 1}),
+    "by number": (["2@attention=2", "2@unet=-1"], {UP: 2, DOWN: 2, FF: -1, HEAD: 2}),
     "a beginning": ({"b": {"down_blocks.0.attentions": 3}}, {UP: 1, DOWN: 3, FF: 3, HEAD: 1}),
     "everywhere": ({"style": 0.25}, {UP: 0.25, DOWN: 0.25, FF: 0.25, HEAD: 0.25}),
     "mlp and text": ("style@mlp=0.1, style@text=0.2", {UP: 1, DOWN: 1, FF: 0.1, HEAD: 0.2}),

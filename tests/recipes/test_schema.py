@@ -30,7 +30,7 @@ def test_every_parameter_is_in_it_with_its_sentence() -> None:
     described = recipe_schema()["properties"]["parameters"]["properties"]
     for parameters in method_parameters().values():
         for parameter in parameters:
-            assert described[parameter.name]["description"].startswith(parameter.sentence)
+            assert parameter.sentence in described[parameter.name]["description"]
 
 
 def test_it_takes_a_good_recipe() -> None:

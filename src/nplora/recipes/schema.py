@@ -25,7 +25,9 @@ def recipe_schema() -> dict[str, Any]:
     ['inputs', 'output']
     """
     methods = method_parameters()
-    parameters = {parameter.name: parameter for own in methods.values() for parameter in own}
+    parameters: dict[str, list[Parameter]] = {}  # several where methods declare one name in their own words
+    for parameter in dict.fromkeys(parameter for own in methods.values() for parameter in own):
+        parameters.setdefault(parameter.name, []).append(parameter)
     _, components = msgspec.json.schema_components([Recipe], ref_template="#/$defs/{name}")
     for table in components.values():
         table["description"] = table["description"].partition("\n")[0]
@@ -34,16 +36,21 @@ def recipe_schema() -> dict[str, Any]:
     top["properties"]["parameters"] = {
         "type": "object", "additionalProperties": False,
         "properties": {
-            name: _swept(parameter) | {"description": f"{parameter.sentence} Default: {parameter.default}."}
-            for name, parameter in sorted(parameters.items())
+            name: _swept(declared) | {"description": " Or: ".join(f"{p.sentence} Default: {p.default}." for p in declared)}
+            for name, declared in sorted(parameters.items())
         },
     }  # fmt: skip
     return {"$schema": ADDRESS, **top, "title": "nplora recipe", "$defs": components}
 
 
-def _swept(parameter: Parameter) -> dict[str, Any]:
-    one = _value(parameter)
-    return one if parameter.kind in ("names", "strengths") else _or_list(one)
+def _swept(declared: list[Parameter]) -> dict[str, Any]:
+    values: list[dict[str, Any]] = []
+    for parameter in declared:
+        value = _value(parameter)
+        if value not in values:
+            values.append(value)
+    one = values[0] if len(values) == 1 else {"anyOf": values}
+    return one if declared[0].kind in ("names", "strengths") else _or_list(one)
 
 
 def _or_list(one: dict[str, Any]) -> dict[str, Any]:
