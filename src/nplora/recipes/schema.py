@@ -36,7 +36,8 @@ def recipe_schema() -> dict[str, Any]:
     top["properties"]["parameters"] = {
         "type": "object", "additionalProperties": False,
         "properties": {
-            name: _swept(declared) | {"description": " Or: ".join(f"{p.sentence} Default: {p.default}." for p in declared)}
+            name: _swept(declared)
+            | {"description": " Or: ".join(f"{p.sentence} Default: {p.default}." for p in declared)}
             for name, declared in sorted(parameters.items())
         },
     }  # fmt: skip
