@@ -138,6 +138,12 @@ class BaseModel:
     def name(self) -> str:
         return self.path.rstrip("/").rpartition("/")[2] or self.path
 
+    def begin_sha256(self) -> None:
+        """Begin hashing the files that weights were taken from, beside other work."""
+        for source in self.sources:
+            for file in source.used:
+                file.begin_sha256()
+
     def sha256(self) -> str:
         """SHA-256 of the files that weights were taken from: of the file where it is one, else of their hashes."""
         found = [file.sha256() for source in self.sources for file in source.used]

@@ -1,6 +1,9 @@
-"""Fusion of modules of which one adapter stores the full matrix; only there something out x in exists already."""
+"""Fusion of modules of which one adapter has a full matrix; only there something out x in exists already."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +13,64 @@ from .algebra import numerical_rank
 from .errors import UsageError
 from .parameters import attenuation
 
+Array = NDArray[np.float64]
 
-def protected_directions(style: Update, directions: str | int | float) -> NDArray[np.float64]:
-    """Right singular vectors (n, k) of a style's update that are protected, from a dense SVD in float64."""
-    delta = style.delta()
-    if not np.isfinite(delta).all():  # allowed by --allow-nonfinite: such a style has no directions
-        return np.zeros((delta.shape[1], 0))
-    _, s, vt = np.linalg.svd(delta, full_matrices=False)
-    rank = numerical_rank(s, (delta.shape[0], delta.shape[1]))
+
+class Share(Protocol):
+    """What one adapter brings to a module, and how strongly."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def strength(self) -> float: ...
+    @property
+    def update(self) -> Update: ...
+
+
+def fuse_dense(
+    members: Sequence[Share],
+    gives_way: Mapping[str, Sequence[str]],
+    mu: float,
+    directions: str | int | float,
+    side: str,
+) -> Array:
+    """``sum_i w_i dW_i (I - g V_i V_i^T)`` with at least one of the updates a full matrix.
+
+    Args:
+        members: what each adapter brings.
+        gives_way: role -> the roles whose directions V_i spans; members that are not named stay as they are.
+        mu, directions, side: as in `fuse`; on the output side the projector stands on the left.
+
+    Returns:
+        The dense float64 update (out, in*kernel).
+    """
+    g, by_role = attenuation(mu), {member.role: member for member in members}
+    total: Array | None = None
+    with np.errstate(all="ignore"):
+        for member in members:
+            if not isinstance(member.update, (Full, LowRank)):
+                raise UsageError("only LoRA and full modules can be fused", hint="Please report this.")
+            dW, above = member.update.delta(), gives_way.get(member.role, ())
+            if g and above:
+                V = protected([by_role[role] for role in above], directions, side)
+                dW = dW - g * (dW @ V) @ V.T if side == "input" else dW - g * V @ (V.T @ dW)
+            total = member.strength * dW if total is None else total + member.strength * dW
+    assert total is not None
+    return total
+
+
+def protected(above: Sequence[Share], directions: str | int | float, side: str) -> Array:
+    """An orthonormal basis (n, k) of what is protected on the input side; (out, k) on the output side.
+
+    It comes from a dense SVD of the updates one below the other, at their strengths. Of a kind that also rescales the
+    base weight, "all" directions are those of its low-rank part.
+    """
+    parts = [member.strength * spanning(member.update, directions).delta() for member in above]
+    if not all(np.isfinite(part).all() for part in parts):  # allowed by --allow-nonfinite: it has no directions
+        return np.zeros((parts[0].shape[1 if side == "input" else 0], 0))
+    joined = np.concatenate(parts) if side == "input" else np.concatenate(parts, axis=1).T
+    _, s, vt = np.linalg.svd(joined, full_matrices=False)
+    rank = numerical_rank(s, (joined.shape[0], joined.shape[1]))
     if isinstance(directions, int):
         rank = min(rank, directions)
     elif isinstance(directions, float) and rank:
@@ -26,31 +79,8 @@ def protected_directions(style: Update, directions: str | int | float) -> NDArra
     return np.ascontiguousarray(vt[:rank].T)
 
 
-def fuse_dense(
-    subject: Update, style: Update, strengths: tuple[float, float], mu: float, directions: str | int | float, side: str
-) -> NDArray[np.float64]:
-    """``w_s dW_s + w_c dW_c (I - g V V^T)`` with at least one of the two stored as a full matrix.
-
-    Returns:
-        The dense float64 update (out, in*kernel).
-    """
-    if not (isinstance(subject, (Full, LowRank)) and isinstance(style, (Full, LowRank))):
-        raise UsageError("only LoRA and full modules can be fused", hint="Please report this.")
-    dW_c, dW_s, g = subject.delta(), style.delta(), attenuation(mu)
-    with np.errstate(all="ignore"):
-        if g:
-            if side == "output":
-                U = _left(style, directions)
-                dW_c = dW_c - g * U @ (U.T @ dW_c)
-            else:
-                V = protected_directions(style, directions)
-                dW_c = dW_c - g * (dW_c @ V) @ V.T
-        return np.asarray(strengths[1] * dW_s + strengths[0] * dW_c)
-
-
-def _left(style: Update, directions: str | int | float) -> NDArray[np.float64]:
-    V = protected_directions(style, directions)
-    if not V.shape[1]:
-        return np.zeros((style.delta().shape[0], 0))
-    u, _, _ = np.linalg.svd(style.delta(), full_matrices=False)
-    return np.asarray(u[:, : V.shape[1]])
+def spanning(update: Update, directions: object) -> Update:
+    """The update whose directions are meant: all of a rescaling kind's are those of its low-rank part."""
+    if directions == "all" and isinstance(update, Full) and update.around is not None:
+        return update.around
+    return update

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapter import Adapter, Module
-from .adapters import Factor, LowRank, Update
+from .adapters import Factor, Full, LowRank, Update
+from .base import BaseModel
+from .dense import fuse_dense
 from .leftovers import LeftOut
 from .methods import Merge, Method, Part, Product, find_method
 from .projection import Job, Overlap, stream
@@ -55,6 +57,7 @@ class FusedModule:
         method, values: how the members are fused, with the method's parameters for this module.
         side: on which side projections act. seed: of this module, for methods with randomness.
         made: what is written instead of the members, once a merge has been computed.
+        gives_way: role -> the roles that this member is projected away from, where one of them is a full matrix.
     """
 
     name: str
@@ -65,6 +68,7 @@ class FusedModule:
     side: str = "input"
     seed: int = 0
     made: tuple[Member, ...] | None = None
+    gives_way: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of(self, role: str) -> Module | None:
         """The module that one adapter brings."""
@@ -111,11 +115,23 @@ class FusedModule:
         assert isinstance(self.method, Merge)
         return self.method(parts, seed=self.seed, **self.values)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether a full matrix takes part."""
+        return any(isinstance(member.update, Full) for member in self.members)
+
+    def dense(self) -> NDArray[np.float64]:
+        """The fused update (out, in*kernel) where a full matrix takes part."""
+        mu, directions = self.values.get("mu", 0.0), self.values.get("directions", "all")
+        return fuse_dense(self.members, self.gives_way, float(mu), directions, self.side)  # type: ignore[arg-type]
+
     def delta(self) -> NDArray[np.float64]:
         """The dense fused update, float64, in the weight's shape; for the curious and for tests.
 
         Exact to float64 before any rounding of an output file.
         """
+        if self.is_dense:
+            return self.dense().reshape(self.members[0].module.delta().shape)
         if self.merges:
             product = self.product_of([member.part() for member in self.members])
             shape = self.members[0].module.delta().shape
@@ -173,6 +189,7 @@ class Fused(Mapping[str, FusedModule]):
         modules: canonical name -> module.
         left_out, notes: what a user should know.
         measures: what the merges made, by module, once they are computed.
+        base: the base model, where kinds that depend on it were expanded.
     """
 
     inputs: Mapping[str, Adapter]
@@ -184,6 +201,7 @@ class Fused(Mapping[str, FusedModule]):
     notes: tuple[str, ...] = ()
     progress: Progress | None = None
     measures: Mapping[str, Measure] = field(default_factory=dict)
+    base: BaseModel | None = None
 
     def __getitem__(self, name: str) -> FusedModule:
         return self.modules[name]

@@ -8,8 +8,10 @@ from typing import Any
 
 from .adapter import Adapter
 from .adapters import Full, Opaque
+from .base import BaseModel
 from .computed import made
 from .errors import InputError, UsageError
+from .expansion import expand
 from .fused import Fused, FusedModule, Member, Progress
 from .leftovers import LeftOut
 from .merging import module_seed
@@ -18,7 +20,7 @@ from .options import check_options
 from .output import save_fusion
 from .pairing import Match, match_modules
 from .parameters import COMMON, check_all
-from .protection import jobs_of, numbered, priorities
+from .protection import gives_way, jobs_of, numbered, priorities
 from .report import fusion_report
 from .roles import roles
 from .sharing import share_jobs
@@ -86,6 +88,8 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     inputs = dict(zip(roles(len(adapters)), adapters, strict=True))
     _require_count(chosen, len(inputs))
     values = check_options(chosen, parameters, len(inputs))
+    base = BaseModel(str(values["base"])) if values["base"] else None
+    inputs = {role: expand(adapter, base, str(values["dora"])) for role, adapter in inputs.items()}
     left_out = _unread(inputs)
     matches = match_modules(inputs, component_filter(inputs, values["components"]), left_out)
     own = {parameter.name: values[parameter.name] for parameter in chosen.parameters}
@@ -99,7 +103,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     for match in matches:
         members = _heard(match, strengths, left_out)
         if members:
-            _require_fusable(members, chosen, values, inputs)
+            _require_fusable(members, chosen, values, inputs, levels)
             modules[match.name] = FusedModule(
                 match.name,
                 members,
@@ -108,6 +112,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
                 own,
                 side,
                 module_seed(seed, match.name),
+                gives_way=gives_way(members, levels) if isinstance(chosen, Method) and chosen.rewrites else {},
             )
     if not modules:
         raise UsageError(
@@ -124,7 +129,12 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
             hint="Go on without --strict to allow it.",
         )
     notes = tuple(f"{role}: {note}" for role, adapter in inputs.items() for note in adapter.notes)
-    return Fusion(inputs, chosen, values, strengths, modules, left_out, notes, progress)
+    return Fusion(inputs, chosen, values, strengths, modules, left_out, (*notes, *_unused(base)), progress, base=base)
+
+
+def _unused(base: BaseModel | None) -> tuple[str, ...]:
+    unused = base is not None and not base.used
+    return ("the base model was not needed: no module's update depends on it",) if unused else ()
 
 
 def _require_count(method: Method | Merge, count: int) -> None:
@@ -197,11 +207,15 @@ def _heard(match: Match, strengths: Strengths, left_out: LeftOut) -> tuple[Membe
 
 
 def _require_fusable(
-    members: tuple[Member, ...], method: Method | Merge, values: Mapping[str, object], inputs: Mapping[str, Adapter]
+    members: tuple[Member, ...],
+    method: Method | Merge,
+    values: Mapping[str, object],
+    inputs: Mapping[str, Adapter],
+    levels: Mapping[str, int],
 ) -> None:
     for member in members:
         if isinstance(member.update, Opaque):
-            _require_carried(member, len(members) > 1, inputs[member.role])
+            _require_carried(member, len(members) > 1, inputs[member.role], values["base"])
     if len(members) < 2:
         return
     for member in members:
@@ -211,32 +225,50 @@ def _require_fusable(
                 file=inputs[member.role].path, key=member.update.keys[0],
                 hint="Use --method linear or np, or leave the component out with --components.",
             )  # fmt: skip
-    style = next((member for member in members if member.role == "style"), None)
-    if style is not None and isinstance(style.update, Full) and values.get("mu", 0) and values["directions"] == "all":
-        raise InputError(
-            "the style changes this module by a full matrix, whose directions are all there are",
-            file=inputs["style"].path,
-            key=style.update.keys[0],
-            hint="Protect a share of its energy instead: --directions 0.9, or --directions 8.",
-        )
+    if not values.get("mu", 0) or values.get("directions") != "all":
+        return
+    protecting = {role for above in gives_way(members, levels).values() for role in above}
+    for member in members:
+        update = member.update
+        if member.role in protecting and isinstance(update, Full) and update.around is None:
+            who = f"the {member.role}" if member.role in ("subject", "style") else member.role
+            raise InputError(
+                f"{who} changes this module by a full matrix, whose directions are all there are",
+                file=inputs[member.role].path,
+                key=update.keys[0],
+                hint="Protect a share of its energy instead: --directions 0.9, or --directions 8.",
+            )
 
 
 def _takes_full(method: Method | Merge) -> bool:
     return method.name in ("np", "linear")  # see dense.py
 
 
-def _require_carried(member: Member, shared: bool, adapter: Adapter) -> None:
-    """A kind that has no factors may only pass through.
+def _require_carried(member: Member, shared: bool, adapter: Adapter, base: object) -> None:
+    """A kind whose update is not known may only pass through.
 
     Raises:
         InputError: another adapter changes the module too, or its strength is not 1.
     """
-    kind = member.update.kind
+    kind, name = member.update.kind, member.module.name
+    assert isinstance(member.update, Opaque)
+    if (shared or member.strength != 1.0) and member.update.on_base is not None:
+        ignoring = ", or use the direction alone with --dora ignore" if kind == "DoRA" else ""
+        if base is not None:
+            raise InputError(
+                f"the base model has no weight for the {kind} module {name}", file=str(base), key=member.update.keys[0],
+                hint=f"Name the base model that the adapter was trained on{ignoring}.",
+            )  # fmt: skip
+        why = "both adapters change it" if shared else f"its strength is {member.strength:g}"
+        raise InputError(
+            f"what the {kind} module {name} adds depends on the base model's weight, and {why}", file=adapter.path,
+            key=member.update.keys[0], hint=f"Add --base MODEL.safetensors{ignoring}.",
+        )  # fmt: skip
     if shared:
         names = [name for name, other in adapter.modules.items() if getattr(other.update, "kind", "") == kind]
         shown = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
         raise InputError(
-            f"{kind} modules cannot be fused yet, and both adapters change {member.module.name}", file=adapter.path,
+            f"{kind} modules cannot be fused yet, and both adapters change {name}", file=adapter.path,
             key=member.update.keys[0], got=f"{kind} in {shown}",
             hint="Convert it to a LoRA first, or leave the component out with --components.",
         )  # fmt: skip
@@ -247,9 +279,14 @@ def _require_carried(member: Member, shared: bool, adapter: Adapter) -> None:
         )  # fmt: skip
 
 
-def alone(adapter: Adapter, components: object = None) -> Fusion:
-    """One adapter (or some components of it) at strength 1 as a fusion: what it takes to write it in another format."""
-    values, method = check_all(COMMON, {"components": components}), find_method("linear")
+def alone(adapter: Adapter, **options: object) -> Fusion:
+    """One adapter (or some components of it) at strength 1 as a fusion: what it takes to write it in another format.
+
+    With a base model, kinds that depend on it are written out as what they add.
+    """
+    values, method = check_all(COMMON, options), find_method("linear")
+    base = BaseModel(str(values["base"])) if values["base"] else None
+    adapter = expand(adapter, base, str(values["dora"]), keep=base is None)
     inputs = {"subject": adapter}
     kept = component_filter(inputs, values["components"])
     modules: dict[str, FusedModule] = {}
@@ -259,7 +296,16 @@ def alone(adapter: Adapter, components: object = None) -> Fusion:
             modules[name] = FusedModule(name, (Member("subject", module, 1.0),), {}, method, {})
         else:
             left_out.add("subject", module.keys, "not among --components")
-    return Fusion(inputs, None, values, Strengths({"subject": 1.0}), modules, left_out, adapter.notes)
+    return Fusion(
+        inputs,
+        None,
+        values,
+        Strengths({"subject": 1.0}),
+        modules,
+        left_out,
+        (*adapter.notes, *_unused(base)),
+        base=base,
+    )
 
 
 def convert(
@@ -268,16 +314,17 @@ def convert(
     *,
     format: str = "same",
     dtype: str = "same",
-    components: object = None,
     overwrite: bool = False,
+    **options: object,
 ) -> dict[str, Any]:
     """Write an adapter in another format; its product B A is the same in every module.
 
     Args:
         adapter: from `load`.
         path: a ``.safetensors`` file, or a folder for the peft format.
-        format, dtype, components: as in `fuse`.
+        format, dtype: as in `fuse`.
         overwrite: replace an existing output.
+        **options: components, base, dora, as in `fuse`.
 
     Returns:
         The report, as of `Fusion.save`.
@@ -285,4 +332,4 @@ def convert(
     Raises:
         OutputError: it cannot be written; nothing is changed then.
     """
-    return save_fusion(alone(adapter, components), path, format, dtype, overwrite)
+    return save_fusion(alone(adapter, **options), path, format, dtype, overwrite)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .adapter import Adapter, Origin, Vector
 from .adapters import Factor, Full, LowRank, Matrix, Opaque, Update
 from .assembly import rounded
-from .dense import fuse_dense
+from .errors import InputError
 from .formats import Spelling
 from .fused import Fused, FusedModule, Member
 from .layouts import Part
@@ -159,7 +159,8 @@ def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loo
             loose.left_out.add(member.role, member.module.keys, f"{naming.format.title} has no place for a full matrix")
         elif not values["allow_nonfinite"]:
             for matrix in _matrices(member.update):
-                check_finite(matrix, module.name)
+                if isinstance(matrix, Factor):  # what is computed is looked at when it is there
+                    check_finite(matrix, module.name)
     if spelling is None or naming.format.name in ("diffusers", "peft"):
         return
     stored = [matrix.dtype for member in module.members for matrix in _matrices(member.update)]
@@ -170,13 +171,13 @@ def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loo
 
 
 def _dense(module: FusedModule, values: Mapping[str, Any]) -> NDArray[np.float64]:
-    mu = values.get("mu", 0.0)
-    if len(module.members) == 2 and mu:
-        subject, style = module.members
-        strengths = subject.strength, style.strength
-        return fuse_dense(subject.update, style.update, strengths, mu, values["directions"], str(values["side"]))
-    with np.errstate(all="ignore"):
-        return np.asarray(sum(member.strength * member.update.delta() for member in module.members))
+    numbers = module.dense()
+    if not values["allow_nonfinite"] and not np.isfinite(numbers).all():
+        raise InputError(
+            f"{int((~np.isfinite(numbers)).sum())} values of the fused matrix are NaN or infinite", key=module.name,
+            hint="Look for the damaged input with nplora inspect, or go on with --allow-nonfinite.",
+        )  # fmt: skip
+    return numbers
 
 
 def _matrices(update: Update) -> list[Matrix]:

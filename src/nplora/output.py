@@ -77,7 +77,10 @@ def _write(target: Target, fusion: Fused, inputs: Mapping[str, Adapter], overwri
     files = {role: adapter.file for role, adapter in inputs.items() if adapter.file is not None}
     for file in files.values():
         file.begin_sha256()
-    provisional = {**target.metadata, **recipe(fusion, target, dict.fromkeys(files, "0" * 64), None)}
+    used = fusion.base if fusion.base is not None and fusion.base.used else None
+    if used is not None:
+        used.begin_sha256()
+    provisional = {**target.metadata, **recipe(fusion, target, dict.fromkeys((*files, "base"), "0" * 64), None)}
     with (
         TensorWriter(target.path, target.specs, provisional, overwrite=overwrite, beside=target.beside) as writer,
         one_blas_thread() if fusion.jobs else nullcontext(),
@@ -86,6 +89,8 @@ def _write(target: Target, fusion: Fused, inputs: Mapping[str, Adapter], overwri
         if fusion.jobs:  # else what there is to know was learned before
             fusion.__dict__["overlaps"] = overlaps  # the cached property: saving is the one pass over the factors
         hashes = {role: file.sha256() for role, file in files.items()}
+        if used is not None:
+            hashes["base"] = used.sha256()
         writer.finish({**target.metadata, **recipe(fusion, target, hashes, fusion.overlaps)})
     return fusion_report(fusion, target)
 

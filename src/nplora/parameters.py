@@ -281,7 +281,9 @@ RANK = Parameter(
 )  # fmt: skip
 
 # What `fuse` understands whatever the method, in the order in which help and reports show it.
-COMMON = (SUBJECT_STRENGTH, STYLE_STRENGTH, STRENGTHS, COMPONENTS, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)
+COMMON = (
+    SUBJECT_STRENGTH, STYLE_STRENGTH, STRENGTHS, COMPONENTS, BASE, DORA, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE,
+)  # fmt: skip
 PAIR_ONLY = (SUBJECT_STRENGTH, STYLE_STRENGTH)  # names of two adapters; of more, each has a letter
 WRITING = (FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)  # these change no number
 # What it understands with the method np.

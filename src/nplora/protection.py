@@ -59,21 +59,26 @@ def numbered(levels: Mapping[str, int], paths: Mapping[str, str]) -> str:
 def jobs_of(name: str, members: Sequence[Member], levels: Mapping[str, int], side: str) -> dict[str, Job]:
     """The projections of one module: role -> job, for the members that give way to others.
 
-    Members that are no low-rank updates neither give way nor make way.
+    None where a full matrix takes part: such a module is fused densely.
     """
-    low_rank = [member for member in members if isinstance(member.update, LowRank)]
-    jobs = {}
-    for member in low_rank:
-        above = [
-            other for other in low_rank if other is not member and levels[other.role] >= levels[member.role]
-        ]  # fmt: skip
-        if above:
-            up, down, factor = together([_update(other) for other in above], side)
-            own = _update(member)
-            key = f"{side}:{member.role}:{name}"
-            roles = tuple(other.role for other in above)
-            jobs[member.role] = Job(key, name, own[:2], (up, down), (own[2], factor), side, member.role, roles)
+    if not all(isinstance(member.update, LowRank) for member in members):
+        return {}
+    jobs, by_role = {}, {member.role: member for member in members}
+    for role, above in gives_way(members, levels).items():
+        up, down, factor = together([_update(by_role[other]) for other in above], side)
+        own = _update(by_role[role])
+        jobs[role] = Job(f"{side}:{role}:{name}", name, own[:2], (up, down), (own[2], factor), side, role, above)
     return jobs
+
+
+def gives_way(members: Sequence[Member], levels: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Role -> the roles that a member of the module gives way to."""
+    found = {}
+    for member in members:
+        above = [other.role for other in members if other is not member and levels[other.role] >= levels[member.role]]
+        if above:
+            found[member.role] = tuple(above)
+    return found
 
 
 def _update(member: Member) -> Update:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .adapter import Adapter
+from .base import BaseModel
 from .errors import InputError, UsageError
 from .loading import load
 from .metadata import RECIPE
@@ -37,6 +38,7 @@ class Recipe:
     inputs: Mapping[str, Source]
     method: str
     parameters: Mapping[str, object]
+    base: Source | None = None  # the base model, where a number depends on it
 
 
 def read_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
@@ -62,7 +64,9 @@ def read_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
         options = numeric_options(chosen, len(inputs)) if chosen else CONVERTING
         known = {parameter.name for parameter in options}
         values = {name: value for name, value in raw["parameters"].items() if name in known}
-        recipe = Recipe(inputs, method, check_all(options, values))
+        name = values.pop("base", None)
+        base = None if name is None else _source({"name": name, "sha256": raw["parameters"].get("base_sha256")})
+        recipe = Recipe(inputs, method, check_all(options, values), base)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UsageError) as error:
         why = {"got": str(error.got), "expected": error.expected} if isinstance(error, UsageError) else {}
         raise InputError(
@@ -116,6 +120,36 @@ def _candidates(name: str, output: Adapter) -> Iterator[Path]:
         path = folder / name
         if path.exists() and not any(path.samefile(own) for own in (file, output.path)):
             yield path
+
+
+def find_base(source: Source, output: Adapter) -> Path:
+    """The base model that a recipe names: beside the output or in the current folder.
+
+    Raises:
+        InputError: it is not there.
+    """
+    found = next(_candidates(source.name, output), None)
+    if found is None:
+        raise InputError(
+            "the base model that the recipe names is not found", file=output.path,
+            expected=f"{source.name} beside the output or in the current folder", hint="Name it with --base.",
+        )  # fmt: skip
+    return found
+
+
+def require_base(source: Source, base: BaseModel | None, output: Adapter) -> None:
+    """Make sure that a base model is the one that the recipe was made with.
+
+    Raises:
+        InputError: it is not.
+    """
+    found = base.sha256() if base is not None else None
+    if source.sha256 is not None and found != source.sha256:
+        raise InputError(
+            f"this is not the base model that the recipe names ({source.name}): the bytes differ",
+            file=base.path if base else output.path, expected=f"sha256 {source.sha256[:12]}…",
+            got=f"{str(found)[:12]}…", hint="Name the one that was used with --base.",
+        )  # fmt: skip
 
 
 def require_source(role: str, source: Source, adapter: Adapter) -> Adapter:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from .adapter import Module
 from .adapters import Full, LowRank, Opaque, Update
 from .algebra import product_norm, thin_svd
+from .dense import spanning
 from .expectation import ARITHMETIC, Strand, counts, directions_error, expected, read
 from .fused import FusedModule
 from .parameters import attenuation
@@ -146,32 +147,39 @@ def _check_dense(module: FusedModule, found: Update) -> Check:
     """A module that a full matrix takes part in: it is dense in the files already."""
     if isinstance(found, Opaque):
         return Check(module.name, float("inf"), 0.0)
-    parts = [member.strength * member.update.delta() for member in module.members]
-    size = sum(float(np.linalg.norm(part)) for part in parts)
-    arithmetic = ARITHMETIC["check"]
-    g = attenuation(float(module.values.get("mu", 0.0)))  # type: ignore[arg-type]
-    if len(parts) == 2 and g:
-        side = module.side
-        style = module.style.update  # type: ignore[union-attr]
-        pair = (
-            (read(style.up), read(style.down))
-            if isinstance(style, LowRank)
-            else (np.eye(parts[1].shape[0]), style.delta())
-        )
-        U, s, V = thin_svd(*pair)
-        count = counts(s, module.values["directions"], style.size or (0, 0))[0]
-        arithmetic += directions_error(s, count, pair, side, g)
-        parts[0] = (
-            parts[0] - g * (parts[0] @ V[:, :count]) @ V[:, :count].T
-            if side == "input"
-            else (parts[0] - g * U[:, :count] @ (U[:, :count].T @ parts[0]))
-        )
-    expected = sum(parts[1:], parts[0])
-    error = float(np.linalg.norm(found.delta() - expected))
-    lost = float(np.linalg.norm(_loss(expected, found.diff.dtype))) if isinstance(found, Full) else 0.0
+    parts = {member.role: member.strength * member.update.delta() for member in module.members}
+    size = sum(float(np.linalg.norm(part)) for part in parts.values())
+    arithmetic, total = ARITHMETIC["check"], np.zeros_like(next(iter(parts.values())))
+    for role, part in parts.items():
+        kept, error = _given_way(module, role, part)
+        total += kept
+        arithmetic += error
+    error = float(np.linalg.norm(found.delta() - total))
+    lost = float(np.linalg.norm(_loss(total, found.diff.dtype))) if isinstance(found, Full) else 0.0
     if not isfinite(error):
         return Check(module.name, float("inf"), 0.0)
     return Check(module.name, _share(error, size), _share(2 * lost, size) + arithmetic)
+
+
+def _given_way(module: FusedModule, role: str, part: Array) -> tuple[Array, float]:
+    """One adapter's dense share without what it gives way to, and how far the directions of that may turn."""
+    g, directions = attenuation(float(module.values.get("mu", 0.0))), module.values.get("directions", "all")  # type: ignore[arg-type]
+    above = [member for member in module.members if member.role in module.gives_way.get(role, ())]
+    if not above or not g:
+        return part, 0.0
+    meant = [spanning(member.update, directions) for member in above]
+    if len(meant) == 1 and isinstance(meant[0], LowRank):
+        pair = read(meant[0].up), read(meant[0].down)
+        pair = pair if module.side == "input" else (pair[1].T, pair[0].T)
+    else:
+        deltas = [member.strength * update.delta() for member, update in zip(above, meant, strict=True)]
+        joined = np.concatenate(deltas) if module.side == "input" else np.concatenate(deltas, axis=1).T
+        pair = np.eye(joined.shape[0]), joined
+    _, s, V = thin_svd(*pair)
+    count = counts(s, directions, (pair[0].shape[0], pair[1].shape[1]))[0]
+    V = V[:, :count]
+    error = directions_error(s, count, pair, "input", g)
+    return (part - g * (part @ V) @ V.T if module.side == "input" else part - g * V @ (V.T @ part)), error
 
 
 def _check_carried(module: FusedModule, source: Update, found: Update) -> Check:

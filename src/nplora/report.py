@@ -54,7 +54,8 @@ def recipe(
     }
     found = {**_found(fusion, overlaps), "format": target.naming.format.name}
     method = fusion.method.name if fusion.method else "convert"
-    return {words.RECIPE: words.recipe_text(inputs, method, _written(fusion, target), found)}
+    values = written_values(fusion, target.asked, hashes.get("base"))
+    return {words.RECIPE: words.recipe_text(inputs, method, values, found)}
 
 
 def _found(fusion: Fused, overlaps: Mapping[str, Overlap] | None) -> dict[str, Any]:
@@ -139,10 +140,14 @@ def _merged(fusion: Fused) -> dict[str, Any]:
     }
 
 
-def _written(fusion: Fused, target: Target) -> dict[str, object]:
+def written_values(fusion: Fused, asked: Mapping[str, object], base_sha256: str | None) -> dict[str, object]:
+    """The parameters as a recipe in a header holds them: a base model by its name and hash, as inputs are."""
     skipped = ("strict", "allow_nonfinite")  # they change no number
     values = {name: value for name, value in fusion.parameters.items() if name not in skipped}
-    return {**values, **target.asked}
+    values["base"] = None
+    if fusion.base is not None and fusion.base.used:
+        values |= {"base": fusion.base.name, "base_sha256": base_sha256}
+    return {**values, **asked}
 
 
 def _name(path: str) -> str:

@@ -22,7 +22,7 @@ from .methods import find_method
 from .options import numeric_options
 from .pairing import match_key
 from .parameters import WRITING, Parameter
-from .recipe import CONVERTING, Recipe, find_input, read_recipe, require_source
+from .recipe import CONVERTING, Recipe, find_base, find_input, read_recipe, require_base, require_source
 from .recompute import Check, check_module
 from .roles import roles
 from .storage import cast, numpy_dtype
@@ -172,10 +172,25 @@ def _fusion(
             hint="Name the inputs, and the options that they were fused with: nplora verify OUTPUT SUBJECT STYLE.",
         )  # fmt: skip
     inputs = _inputs(made, recipe, paths)
+    given = dict(parameters)
+    if recipe is not None and recipe.base is not None:
+        given.setdefault("base", find_base(recipe.base, made))
+    fusion = _rerun(made, recipe, inputs, method, given)
+    if recipe is not None and recipe.base is not None and "base" not in parameters:
+        require_base(recipe.base, fusion.base, made)
+    return fusion
+
+
+def _rerun(
+    made: Adapter,
+    recipe: Recipe | None,
+    inputs: Sequence[Adapter],
+    method: str | None,
+    parameters: Mapping[str, Any],
+) -> Fusion:
     if method is None and (recipe is None or recipe.method == "convert") and len(inputs) == 1:
         _require_numeric(CONVERTING, parameters)
-        components = parameters.get("components") or (recipe.parameters["components"] if recipe else None)
-        return alone(inputs[0], components)
+        return alone(inputs[0], **{**(recipe.parameters if recipe is not None else {}), **parameters})
     same = recipe is not None and method in (None, recipe.method)
     name = method or (recipe.method if recipe is not None else "np")
     _require_numeric(numeric_options(find_method(name), len(inputs)), parameters)

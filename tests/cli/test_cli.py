@@ -48,7 +48,8 @@ def test_fuse_with_every_option(nplora: Nplora, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["parameters"] == {
         "mu": "inf", "directions": 0.9, "side": "output", "protect": None, "subject_strength": -0.5, "style_strength": 1.1,
-        "strengths": None, "components": ["unet"], "format": "diffusers", "dtype": "fp32", "device": "cpu", "strict": False,
+        "strengths": None, "components": ["unet"], "base": None, "dora": "exact", "format": "diffusers", "dtype": "fp32",
+        "device": "cpu", "strict": False,
         "allow_nonfinite": True,
     }  # fmt: skip
     assert len(report["left_out"]) == 3

@@ -293,13 +293,17 @@ def test_a_full_style(refused: Nplora, tmp_path: Path) -> None:
 def test_kinds_that_cannot_be_fused(refused: Nplora, tmp_path: Path) -> None:
     dora = tensors(modules=SD15) | {f"{Q}.dora_scale": np.ones((320, 1), np.float16)}
     write(tmp_path / "dora.safetensors", dora)
+    adds = (
+        f"dora.safetensors: {Q}.dora_scale: what the DoRA module {NAME} adds depends on the base model's weight, and "
+    )
+    hint = "Add --base MODEL.safetensors, or use the direction alone with --dora ignore."
     assert refused("fuse dora.safetensors ink.safetensors -o out.safetensors") == (
-        3, (f"dora.safetensors: {Q}.dora_scale: DoRA modules cannot be fused yet, and both adapters change {NAME}: "
-        "got DoRA "
-        f"in {NAME}. Convert it to a LoRA first, or leave the component out with --components."),
+        3, f"{adds}both adapters change it. {hint}"
     )  # fmt: skip
     make(tmp_path / "text.safetensors", modules=TEXT)
     assert refused("fuse dora.safetensors text.safetensors -o out.safetensors --subject-strength 0.5") == (
-        3, (f"dora.safetensors: {Q}.dora_scale: DoRA modules can only be carried along at strength 1: expected "
-        "--subject-strength 1, got 0.5. Convert it to a LoRA first."),
+        3, f"{adds}its strength is 0.5. {hint}"
+    )  # fmt: skip
+    assert refused("fuse dora.safetensors ink.safetensors -o out.safetensors --base none.safetensors") == (
+        3, "none.safetensors: no such base model. Check the path after --base."
     )  # fmt: skip

@@ -95,6 +95,7 @@ CARRIED = {
     "OFT": {".oft_blocks": numbers(4, 80, 80), ".alpha": np.float32(1)},
     "GLoRA": {".a1.weight": numbers(320, 2), ".a2.weight": numbers(2, 320), ".b1.weight": numbers(320, 2), ".b2.weight": numbers(2, 320)},
     "IA3": {".on_input": np.zeros(1, np.uint8), ".weight": numbers(320)},
+    "VeRA": {".vera_lambda_b": numbers(320), ".vera_lambda_d": numbers(2)},
 }  # fmt: skip
 
 
@@ -114,7 +115,38 @@ def test_a_kind_that_needs_the_base_weight_is_carried_byte_for_byte_where_it_sta
     assert all(np.array_equal(written[key], array) for key, array in carried(kind).items())
 
 
-@pytest.mark.parametrize("kind", CARRIED)
+BASED = {
+    "DoRA": "Add --base MODEL.safetensors, or use the direction alone with --dora ignore.",
+    **dict.fromkeys(("OFT", "GLoRA", "IA3"), "Add --base MODEL.safetensors."),
+}
+
+
+@pytest.mark.parametrize("kind", BASED)
+@pytest.mark.parametrize("role", ["subject", "style"])
+def test_without_the_base_it_is_refused_by_name_where_both_files_change_the_module(tmp_path, kind, role):
+    pair = (carried(kind), lora(Q)) if role == "subject" else (lora(Q), carried(kind))
+    with pytest.raises(InputError) as error:
+        fuse(tmp_path, pair)
+    path = tmp_path / ("c.safetensors" if role == "subject" else "s.safetensors")
+    text = str(error.value)
+    assert text.startswith(f"{path}: {Q}")
+    assert text.endswith(
+        f": what the {kind} module {NAME} adds depends on the base model's weight, and both adapters change it. {BASED[kind]}"
+    )
+
+
+def test_a_base_without_its_weight_is_refused_where_both_files_change_the_module(tmp_path):
+    base = write(tmp_path / "vae.safetensors", {"conv_in.weight": np.zeros((320, 4, 3, 3), np.float32)})
+    with pytest.raises(InputError) as error:
+        fuse(tmp_path, (carried("DoRA"), lora(Q)), base=base)
+    assert str(error.value).startswith(f"{base}: {Q}")
+    assert str(error.value).endswith(
+        f": the base model has no weight for the DoRA module {NAME}. Name the base model that the adapter was trained on, "
+        "or use the direction alone with --dora ignore."
+    )
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CARRIED if kind not in BASED])
 @pytest.mark.parametrize("role", ["subject", "style"])
 def test_it_is_refused_by_name_where_both_files_change_the_module(tmp_path, kind, role):
     pair = (carried(kind), lora(Q)) if role == "subject" else (lora(Q), carried(kind))
@@ -129,8 +161,19 @@ def test_it_is_refused_by_name_where_both_files_change_the_module(tmp_path, kind
 
 @pytest.mark.parametrize("role", ["subject", "style"])
 def test_it_is_refused_at_any_other_strength_than_1(tmp_path, role):
-    pair = (carried("DoRA"), lora(V)) if role == "subject" else (lora(V), carried("DoRA"))
+    pair = (carried("VeRA"), lora(V)) if role == "subject" else (lora(V), carried("VeRA"))
     with pytest.raises(InputError) as error:
         fuse(tmp_path, pair, **{f"{role}_strength": 0.8})
-    assert "DoRA modules can only be carried along at strength 1" in str(error.value)
+    assert "VeRA modules can only be carried along at strength 1" in str(error.value)
     assert f"expected --{role}-strength 1, got 0.8" in str(error.value)
+
+
+@pytest.mark.parametrize("role", ["subject", "style"])
+def test_without_the_base_it_is_refused_at_any_other_strength_than_1(tmp_path, role):
+    pair = (carried("OFT"), lora(V)) if role == "subject" else (lora(V), carried("OFT"))
+    with pytest.raises(InputError) as error:
+        fuse(tmp_path, pair, **{f"{role}_strength": 0.8})
+    assert str(error.value).endswith(
+        f"what the OFT module {NAME} adds depends on the base model's weight, and its strength is 0.8. "
+        "Add --base MODEL.safetensors."
+    )

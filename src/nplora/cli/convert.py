@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from ..parameters import COMPONENTS, DTYPE, FORMAT
+from ..parameters import BASE, COMPONENTS, DORA, DTYPE, FORMAT
 from .fuse import left_out, require_free
 from .options import take, with_parameters
 from .text import count, facts, paragraph, say, size, write_json
 
-PARAMETERS = (FORMAT, DTYPE, COMPONENTS)
+PARAMETERS = (FORMAT, DTYPE, COMPONENTS, BASE, DORA)
 
 
 @click.command(short_help="Write an adapter in another format or number type.")
@@ -22,7 +22,8 @@ PARAMETERS = (FORMAT, DTYPE, COMPONENTS)
 def command(adapter: str, output: str, overwrite: bool, report: str | None, quiet: bool, **values: str | None) -> None:
     """Write ADAPTER (a file or a PEFT folder) in another format or number type.
 
-    Every module adds the same to its weight as before; only names, scales and the number type change.
+    Every module adds the same to its weight as before; only names, scales and the number type change. With --base,
+    kinds that depend on the base model (DoRA, OFT, ...) become what they add to it.
     """
     from .. import convert, load
     from ..storage import TensorFile

@@ -57,6 +57,7 @@ def _metavar(parameter: Parameter) -> str:
         "number": "NUMBER",
         "count": "COUNT",
         "names": "NAMES",
+        "path": "PATH",
         "order": "ORDER",
         "directions": "all|COUNT|SHARE",
     }.get(parameter.kind, "|".join(parameter.choices))

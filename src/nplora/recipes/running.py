@@ -16,8 +16,9 @@ from ..loading import load
 from ..metadata import RECIPE, jsonable
 from ..methods import known_methods
 from ..options import options_of
-from ..parameters import COMPONENTS, DTYPE, FORMAT, PAIR_ONLY, WRITING, Parameter
+from ..parameters import BASE, COMPONENTS, DORA, DTYPE, FORMAT, PAIR_ONLY, WRITING, Parameter
 from ..recipe import Source, require_source
+from ..report import written_values
 from ..roles import roles
 from ..storage import TensorFile
 from .expansion import Single, expand
@@ -49,7 +50,7 @@ def method_parameters(count: int = 2) -> dict[str, tuple[Parameter, ...]]:
     """
     elsewhere = {FORMAT, DTYPE, *PAIR_ONLY}
     options = {name: options_of(method, count) for name, method in known_methods().items()}
-    options["convert"] = (COMPONENTS, *WRITING)
+    options["convert"] = (COMPONENTS, BASE, DORA, *WRITING)
     return {name: tuple(parameter for parameter in own if parameter not in elsewhere) for name, own in options.items()}
 
 
@@ -115,7 +116,7 @@ def _made(single: Single, adapters: Mapping[str, Adapter], overwrite: bool) -> O
 
 def _fusion(single: Single, inputs: Mapping[str, Adapter]) -> Fusion:
     if single.method == "convert":
-        return alone(next(iter(inputs.values())), single.parameters.get("components"))
+        return alone(next(iter(inputs.values())), **single.parameters)
     # By place, not by the role's name in the recipe: the order is what says who is protected.
     options: dict[str, Any] = dict(single.parameters)
     given = [one.strength for one in single.inputs.values()]
@@ -141,6 +142,6 @@ def _results(single: Single, fusion: Fusion) -> dict[str, Any] | None:
 
 
 def _expected(single: Single, fusion: Fusion) -> dict[str, object]:
-    values = {**fusion.parameters, "format": single.format, "dtype": single.dtype}
-    skipped = ("strict", "allow_nonfinite")
-    return {name: jsonable(value) for name, value in values.items() if name not in skipped}
+    base = fusion.base.sha256() if fusion.base is not None and fusion.base.used else None
+    values = written_values(fusion, {"format": single.format, "dtype": single.dtype}, base)
+    return {name: jsonable(value) for name, value in values.items()}
