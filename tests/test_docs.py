@@ -111,7 +111,7 @@ def test_the_tables_of_formats_are_the_code_s() -> None:
         ("docs/numbers.md", "condition number below 1e7", algebra.MAX_SPECTRUM_CONDITION == 1e7),
         ("docs/numbers.md", "adds `3 * 2^-24`", expectation.ARITHMETIC["scale"] == 3 * 2.0**-24),
         ("docs/numbers.md", "about `u (1 + g sqrt(r n) / s_min)`", expectation.ARITHMETIC["projection"] == 1.0),
-        ("docs/architecture.md", "a batch holds 2^18 numbers a factor", projection.BATCH_ELEMENTS == 2**18),
+        ("docs/architecture.md", "2^21 numbers a factor are in work", projection.ELEMENTS_IN_WORK == 2**21),
     ],
 )
 def test_numbers_on_pages_are_the_code_s(page: str, claim: str, value: bool) -> None:

@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_nothing(small_disk: Path, pair: Pair) -> None:
 
 
 FAILURES = {
-    "the disk fills up while it computes": ("pwrite", errno.ENOSPC, 3, "No space left on device"),
+    "the disk fills up while it computes": ("pwritev", errno.ENOSPC, 3, "No space left on device"),
     "the disk is full from the start": ("posix_fallocate", errno.ENOSPC, 0, "No space left on device"),
     "the quota is used up": ("posix_fallocate", errno.EDQUOT, 0, "Disk quota exceeded"),
     "the last flush fails": ("fsync", errno.EIO, 0, "Input/output error"),
@@ -263,8 +263,10 @@ def test_an_error_of_a_flush_beside_the_computation_is_not_lost(
 
 
 def test_a_write_that_the_system_cuts_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.pwrite
-    monkeypatch.setattr("nplora.storage.writing.os.pwrite", lambda file, data, at: real(file, bytes(data)[:5], at))
+    real = os.pwritev
+    monkeypatch.setattr(
+        "nplora.storage.writing.os.pwritev", lambda file, data, at: real(file, [b"".join(map(bytes, data))[:5]], at)
+    )
     numbers = np.arange(12, dtype=np.float32).reshape(3, 4)
     with TensorWriter(tmp_path / "out", [("a", "F32", (3, 4))], {}) as writer:
         writer.write("a", numbers)

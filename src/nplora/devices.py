@@ -28,7 +28,7 @@ def to_device(device: str) -> Iterator[Callable[[NDArray[np.generic]], Any]]:
 
 
 def _for_torch(array: NDArray[np.generic], device: str) -> NDArray[np.generic]:
-    return array.astype(np.float32) if device == "mps" else np.ascontiguousarray(array)
+    return array.astype(np.float32) if device == "mps" else np.require(array, requirements=["C", "W"])
 
 
 def _torch(device: str) -> Any:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from . import metadata as words
 from .adapter import Adapter
 from .adapters import LowRank
-from .assembly import assemble
-from .errors import InputError
+from .assembly import assemble, scaled
+from .errors import InputError, OutputError
 from .formats import Written
 from .fused import Fused
 from .loose import carried_whole, loose_tensors
 from .naming import resolve_naming, target_path
 from .plan import Band, Plan, plan_modules
-from .projection import BATCH_ELEMENTS, Job, Overlap, check_finite, stream
+from .projection import ELEMENTS_IN_WORK, Batch, Overlap, check_finite, stream
 from .report import fusion_report, recipe
 from .storage import TensorWriter
 from .target import Target
@@ -101,9 +101,14 @@ def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, O
     companions = _companions(still, target.plan, fusion)
     _check_lone_parts(target.plan, fusion)
 
-    def emit(job: Job, projected: NDArray[np.generic] | None) -> None:
-        for band in (*waiting.get(job.key, ()), *companions.get(job.key, ())):
-            writer.write(band.key, assemble(band, projected), band.row)
+    def emit(batch: Batch, projected: NDArray[np.generic]) -> None:
+        bands = [[*waiting.get(job.key, ()), *companions.get(job.key, ())] for job in batch.jobs]
+        ready = _finished(bands, projected)
+        writer.write_all(
+            (band.key, assemble(band, one, finished=ready is not None, read=batch.read), band.row)
+            for group, one in zip(bands, projected if ready is None else ready, strict=True)
+            for band in group
+        )
 
     method, values = fusion.projection
     overlaps = stream(
@@ -114,19 +119,31 @@ def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, O
     rest = [band for band in still if id(band) not in handled]
 
     def copy(bands: Sequence[Band]) -> None:
-        for band in bands:
-            if not fusion.parameters["allow_nonfinite"]:
+        if not fusion.parameters["allow_nonfinite"]:
+            for band in bands:
                 for piece in band.pieces:
                     check_finite(piece.matrix, band.key)
-            writer.write(band.key, assemble(band, None), band.row)
+        writer.write_all((band.key, assemble(band), band.row) for band in bands)
 
-    for _ in run_threads(copy, _in_batches(rest), os.cpu_count() or 1):
+    workers = os.cpu_count() or 1
+    for _ in run_threads(copy, _in_batches(rest, ELEMENTS_IN_WORK // workers), workers):
         pass
-    for key, alpha in target.plan.scalars.items():
-        writer.write(key, np.array(alpha, np.float32))
+    writer.write_all((key, np.array(alpha, np.float32), 0) for key, alpha in target.plan.scalars.items())
     for tensor in target.loose.tensors:
         writer.write(tensor.key, tensor.read())
     return overlaps
+
+
+def _finished(bands: Sequence[Sequence[Band]], projected: NDArray[np.generic]) -> NDArray[np.generic] | None:
+    """All projected factors of a batch with their factor, in their type; None where bands want different ones."""
+    wanted = {(piece.factor, band.dtype) for group in bands for band in group for piece in band.pieces if piece.job}
+    if len(wanted) != 1:
+        return None
+    ((factor, dtype),) = wanted
+    try:
+        return scaled(projected, factor, dtype, "")
+    except OutputError:  # said again by the band that it is about
+        return None
 
 
 def _by_job(bands: Sequence[Band]) -> tuple[dict[str, list[Band]], list[Band]]:
@@ -162,13 +179,13 @@ def _companions(still: Sequence[Band], plan: Plan, fusion: Fused) -> dict[str, l
     return companions
 
 
-def _in_batches(bands: Sequence[Band]) -> list[list[Band]]:
+def _in_batches(bands: Sequence[Band], elements: int) -> list[list[Band]]:
     batches: list[list[Band]] = [[]]
     size = 0
     for band in bands:
         batches[-1].append(band)
         size += band.shape[0] * band.shape[1]
-        if size > BATCH_ELEMENTS:
+        if size > elements:
             batches.append([])
             size = 0
     return batches

@@ -16,10 +16,12 @@ from .algebra import MAX_SPECTRUM_CONDITION, Grams, double, grams, inner, namesp
 from .devices import to_device, to_host
 from .errors import InputError
 from .methods import Method, Result
-from .storage import cast_into, compute_dtype
+from .storage import cast, compute_dtype, numpy_dtype
 from .threads import run_threads
 
-BATCH_ELEMENTS = 1 << 18  # numbers per factor in a batch: 1 MB in float32, so that a batch stays in the cache
+# Numbers per factor in all batches that are in work at once: few enough to bound the memory, and as many as that
+# allows, since Python's part is the same for a batch of any size and threads wait for each other there.
+ELEMENTS_IN_WORK = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,20 @@ class Job:
         return tuple(matrix.shape for matrix in (*self.subject, *self.style))
 
 
-Emit = Callable[[Job, NDArray[Any]], None]
+@dataclass(frozen=True)
+class Batch:
+    """Jobs of equal shapes and types that are computed together, and their numbers while they are in memory."""
+
+    jobs: Sequence[Job]
+    held: Mapping[int, NDArray[np.generic]]  # by the matrices' identity
+
+    def read(self, matrix: Matrix) -> NDArray[np.generic]:
+        """The numbers of a matrix as stored, from memory if a job of the batch has it."""
+        found = self.held.get(id(matrix))
+        return matrix.read() if found is None else found
+
+
+Emit = Callable[[Batch, NDArray[Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +105,8 @@ def stream(
         jobs: what to project.
         method: the fusion method; values: its parameters.
         device: "cpu" runs NumPy; "cuda" and "mps" run the same code on torch tensors.
-        emit: called from worker threads with a job and its projected factor (float32 or float64, unscaled):
-            the down factor (r_c, n) for the input side, the up factor (out, r_c) for the output side.
+        emit: called from worker threads with a batch of jobs and the stack of their projected factors (float32 or
+            float64, unscaled): down factors (k, r_c, n) for the input side, up factors (k, out, r_c) for the output's.
         progress: called with (jobs done, jobs in all).
 
     Returns:
@@ -102,8 +117,8 @@ def stream(
     """
     overlaps: dict[str, Overlap] = {}
     done = 0
-    batches = list(batches_of(jobs))
-    workers = min(os.cpu_count() or 1, len(batches)) if device == "cpu" else 1
+    workers = os.cpu_count() or 1 if device == "cpu" else 1
+    batches = batches_of(jobs, ELEMENTS_IN_WORK // workers)
 
     def run(batch: Sequence[Job]) -> list[Overlap]:
         return _run_batch(batch, method, values, device, allow_nonfinite, emit)
@@ -116,58 +131,74 @@ def stream(
     return {job.key: overlaps[job.key] for job in jobs}
 
 
-def batches_of(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Jobs of equal shapes and types together, a bounded number of elements at a time."""
+def batches_of(jobs: Iterable[Job], elements: int) -> Iterator[list[Job]]:
+    """Jobs of equal shapes and types together, so many that the largest factor has a given number of elements."""
     groups: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.shapes, job.dtypes, job.side), []).append(job)
     for group in groups.values():
         largest = max(rows * columns for rows, columns in group[0].shapes)
-        size = max(1, BATCH_ELEMENTS // max(largest, 1))
+        size = max(1, elements // max(largest, 1))
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
 
-def read_stack(matrices: Sequence[Matrix], dtype: np.dtype[Any]) -> NDArray[np.generic]:
-    """Matrices of one shape as a stack (k, rows, columns) of the given dtype."""
-    stack = np.empty((len(matrices), *matrices[0].shape), dtype)
+def read_stack(matrices: Sequence[Matrix]) -> NDArray[np.generic]:
+    """Matrices of one shape and dtype as a stack (k, rows, columns), as stored."""
+    if len(matrices) == 1:
+        return matrices[0].read()[None]
+    stack = np.empty((len(matrices), *matrices[0].shape), numpy_dtype(matrices[0].dtype))
     for index, matrix in enumerate(matrices):
-        cast_into(matrix.read(), stack[index])
+        stack[index] = matrix.read()
     return stack
 
 
 def _run_batch(
-    batch: Sequence[Job],
+    jobs: Sequence[Job],
     method: Method,
     values: Mapping[str, object],
     device: str,
     allow_nonfinite: bool,
     emit: Emit | None,
 ) -> list[Overlap]:
-    dtype = compute_dtype(batch[0].dtypes)
-    projected, energies = _project_batch(batch, dtype, method, values, device)
+    columns = [[pair[part] for pair in pairs] for pairs in _pairs(jobs) for part in (0, 1)]
+    stacks = [read_stack(matrices) for matrices in columns]
+    dtype = compute_dtype(jobs[0].dtypes)
+    projected, energies = _project_batch(jobs, stacks, dtype, method, values, device)
     if not all(isfinite(overlap.subject) and isfinite(overlap.style) for overlap in energies):
         if not allow_nonfinite:
-            for job in batch:
+            for job in jobs:
                 require_finite(job)
         if dtype == np.float32:  # finite factors whose squares overflow float32
-            projected, energies = _project_batch(batch, np.dtype(np.float64), method, values, device)
+            projected, energies = _project_batch(jobs, stacks, np.dtype(np.float64), method, values, device)
     if emit is not None:
-        for index, job in enumerate(batch):
-            emit(job, projected[index].T if job.side == "output" else projected[index])
+        held = {
+            id(matrix): numbers
+            for matrices, stack in zip(columns, stacks, strict=True)
+            for matrix, numbers in zip(matrices, stack, strict=True)
+        }
+        emit(Batch(jobs, held), np.swapaxes(projected, -1, -2) if jobs[0].side == "output" else projected)
     return energies
 
 
+def _pairs(jobs: Sequence[Job]) -> tuple[list[tuple[Matrix, Matrix]], list[tuple[Matrix, Matrix]]]:
+    return [job.subject for job in jobs], [job.style for job in jobs]
+
+
 def _project_batch(
-    batch: Sequence[Job], dtype: np.dtype[Any], method: Method, values: Mapping[str, object], device: str
+    jobs: Sequence[Job],
+    stacks: Sequence[NDArray[np.generic]],
+    dtype: np.dtype[Any],
+    method: Method,
+    values: Mapping[str, object],
+    device: str,
 ) -> tuple[NDArray[np.generic], list[Overlap]]:
-    stacks = zip(*((*job.subject, *job.style) for job in batch), strict=True)
-    B_c, A_c, B_s, A_s = (read_stack(matrices, dtype) for matrices in stacks)
-    if batch[0].side == "output":  # the same on transposed updates: dW^T = A^T B^T
+    B_c, A_c, B_s, A_s = (cast(stack, dtype) for stack in stacks)
+    if jobs[0].side == "output":  # the same on transposed updates: dW^T = A^T B^T
         B_c, A_c, B_s, A_s = (np.ascontiguousarray(np.swapaxes(x, -1, -2)) for x in (A_c, B_c, A_s, B_s))
     with to_device(device) as place, np.errstate(all="ignore"):
         projected, found = project(place(B_c), place(A_c), place(B_s), place(A_s), method, values)
-        return to_host(projected), _energies(found, batch)
+        return to_host(projected), _energies(found, jobs)
 
 
 def project(

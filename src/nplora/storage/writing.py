@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,7 @@ from .header import ITEM_BITS
 HEADER_SLACK = 1024
 # Bytes after which the disk is set to work beside the computation, so that the last flush finds little to do.
 FLUSH_EVERY = 48 << 20
+MOST_BUFFERS = 1024  # IOV_MAX of Linux, macOS and the BSDs
 
 
 class TensorWriter:
@@ -108,22 +110,40 @@ class TensorWriter:
 
         Args:
             key: the tensor's name.
-            array: C-contiguous numbers of the tensor's dtype.
+            array: numbers of the tensor's dtype.
             row: first row of the tensor that the array holds.
         """
-        start, width = self._places[key]
-        position = start + row * width
-        data = array if array.flags.c_contiguous else np.ascontiguousarray(array)
-        left: object = data.view(np.uint8) if data.ndim else data.tobytes()
-        size = array.nbytes
+        self.write_all([(key, array, row)])
+
+    def write_all(self, tensors: Iterable[tuple[str, NDArray[np.generic], int]]) -> None:
+        """Write several tensors (key, array, row); those that are neighbours in the file in one call."""
+        placed = []
+        for key, array, row in tensors:
+            start, width = self._places[key]
+            # As bytes: types that Python does not know (bfloat16) cannot be handed over otherwise.
+            placed.append((start + row * width, np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        placed.sort(key=itemgetter(0))
+        run: list[NDArray[np.uint8]] = []
+        start = end = 0
+        for position, data in placed:
+            if run and (position != end or len(run) == MOST_BUFFERS):
+                self._write_run(run, start, end)
+                run = []
+            start, end = start if run else position, position + data.nbytes
+            run.append(data)
+        if run:
+            self._write_run(run, start, end)
+
+    def _write_run(self, run: list[NDArray[np.uint8]], start: int, end: int) -> None:
         try:
-            done = os.pwrite(self._file, left, position)  # type: ignore[arg-type]
-            while done < size:  # a signal or a nearly full disk cut the write short
-                view = memoryview(data.reshape(-1).view(np.uint8).data)[done:]
-                done += os.pwrite(self._file, view, position + done)
+            done = start + os.pwritev(self._file, run, start)  # type: ignore[arg-type]  # arrays are buffers
+            if done < end:  # a signal or a nearly full disk cut the write short
+                rest = memoryview(np.concatenate(run).data)
+                while done < end:
+                    done += os.pwritev(self._file, [rest[done - start :]], done)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
-        self._unflushed += size
+        self._unflushed += end - start
         if self._unflushed > FLUSH_EVERY and (self._flushing is None or not self._flushing.is_alive()):
             self._unflushed = 0
             self._flushing = threading.Thread(target=self._flush, args=(self._file,), daemon=True)
