@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,7 @@ from .storage import Tensor, TensorFile
 VECTOR_ROLES = {"diff_b": "bias", "b_norm": "bias", "bias": "bias", "w_norm": "weight", "diff": "weight"}
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a module stood in its file: the name there, its parts in row order, its format, its roles' suffixes."""
 
     module: str
@@ -68,8 +68,7 @@ def with_kernel(update: Update, shape: tuple[int, ...] | None) -> Update:
     return replace(update, kernel=tuple(shape[2:]))
 
 
-@dataclass(frozen=True, slots=True)
-class Vector:
+class Vector(NamedTuple):
     """A bias or norm delta: one-dimensional, added by strength, never projected."""
 
     name: str  # the module it belongs to

@@ -23,6 +23,10 @@ MAX_DOWN_CONDITION = 300.0
 MAX_UP_CONDITION = 1e13
 # Single directions come from G in float64, whose rounding they feel times about this: 1e7 * 2^-53 = 1e-9.
 MAX_SPECTRUM_CONDITION = 1e7
+# OpenBLAS multiplies matrices twice as fast without packing them first. It does so for products of at most this many
+# multiplications, and of two different arrays only: a product with itself goes another, slower way.
+SMALL_PRODUCT = 1_000_000
+SHORTEST_PIECE = 256
 SAMPLED_ROWS = 4  # rows of B that the certificate looks at, in multiples of the rank
 
 
@@ -84,16 +88,26 @@ def grams(B_c: Array, A_c: Array, B_s: Array, A_s: Array, up_condition: float = 
     Returns:
         Float64 Gram matrices; products are accumulated in the inputs' dtype.
     """
-    A_s_T = transpose(A_s)
-    H_s, G_s = double(A_s @ A_s_T), double(transpose(B_s) @ B_s)
+    H_s, G_s = _inner_products(A_s, A_s), _inner_products(transpose(B_s), transpose(B_s))
     return Grams(
-        K=double(A_c @ A_s_T),
+        K=_inner_products(A_c, A_s),
         H_s=H_s,
         G_s=G_s,
-        H_c=double(A_c @ transpose(A_c)),
-        G_c=double(transpose(B_c) @ B_c),
+        H_c=_inner_products(A_c, A_c),
+        G_c=_inner_products(transpose(B_c), transpose(B_c)),
         full_rank=well_conditioned(H_s, G_s, B_s, up_condition),
     )
+
+
+def _inner_products(P: Array, Q: Array) -> Array:
+    """``P Q^T`` (..., p, q) in float64 from long rows (..., p, n) and (..., q, n), in pieces where that is faster."""
+    xp, length = namespace(P), P.shape[-1]
+    width = SMALL_PRODUCT // (P.shape[-2] * Q.shape[-2])
+    if width < SHORTEST_PIECE or length == 0:
+        return double(P @ transpose(Q))
+    width = -(-length // -(-length // width))  # pieces of equal length
+    pieces = ((..., slice(start, start + width)) for start in range(0, length, width))
+    return sum(double(P[piece] @ transpose(xp.asarray(Q[piece], copy=True))) for piece in pieces)
 
 
 def inner(P: Array, Q: Array) -> Array:

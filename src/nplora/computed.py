@@ -19,7 +19,7 @@ from .adapters import LowRank
 from .fused import Fused, FusedModule, Member
 from .merging import merge_all
 from .methods import Merge
-from .projection import Job, stream
+from .projection import Batch, stream
 from .storage import Spool, Spooled
 
 Some = TypeVar("Some", bound=Fused)
@@ -53,11 +53,12 @@ def _project_all(fusion: Some, spool: Spool) -> Some:
     found: dict[str, Spooled] = {}
     lock = threading.Lock()
 
-    def emit(job: Job, projected: NDArray[Any]) -> None:
-        numbers = projected if projected.dtype.itemsize > 2 else projected.astype(np.float32)
-        own = job.subject[1 if job.side == "input" else 0]
-        with lock:
-            found[job.key] = spool.add(numbers, own.dtype, own.keys[0])
+    def emit(batch: Batch, projected: NDArray[Any]) -> None:
+        stack = projected if projected.dtype.itemsize > 2 else projected.astype(np.float32)
+        for job, numbers in zip(batch.jobs, stack, strict=True):
+            own = job.subject[1 if job.side == "input" else 0]
+            with lock:
+                found[job.key] = spool.add(numbers, own.dtype, own.keys[0])
 
     method, values = fusion.projection
     overlaps = stream(

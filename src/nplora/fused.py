@@ -144,7 +144,7 @@ class FusedModule:
             return member.strength * member.module.delta()
         assert isinstance(self.method, Method)
         projected: list[NDArray[Any]] = []
-        stream([_in_float64(job)], self.method, self.values, emit=lambda _, array: projected.append(array))
+        stream([_in_float64(job)], self.method, self.values, emit=lambda _, stack: projected.extend(stack))
         own = member.update
         assert isinstance(own, LowRank)
         up, down = (factor.read().astype(np.float64) for factor in (own.up, own.down))

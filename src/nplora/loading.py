@@ -151,7 +151,9 @@ class _Reader:
         kind = kind_of(group)
         vectors = {role: t for role, t in group.tensors.items() if role in VECTOR_ROLES and role != "diff"}
         if kind is not None:
-            weights = replace(group, tensors={r: t for r, t in group.tensors.items() if r not in vectors})
+            weights = group
+            if vectors:
+                weights = replace(group, tensors={r: t for r, t in group.tensors.items() if r not in vectors})
             scale, scale_from = self.scales.of(weights, component, body)
             update = kind.read(weights, scale, scale_from)
             for role, tensor in weights.tensors.items():

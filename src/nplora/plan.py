@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from math import prod
+from types import MappingProxyType
+from typing import NamedTuple
 
 from .adapters import Factor, LowRank, Matrix
 from .errors import UsageError
@@ -24,8 +26,7 @@ JOB_SIDE = {"down": "input", "up": "output"}  # a projection on the input side r
 ALPHA_TOLERANCE = 2.0**-24  # a float32 alpha cannot say a scale more exactly
 
 
-@dataclass(frozen=True, slots=True)
-class Strand:
+class Strand(NamedTuple):
     """One summand ``factor * up @ down`` of a module. ``job`` names the projection that rewrites one of its sides."""
 
     source: str  # the adapter's role: "subject", "style", "a", ...; or "merged"
@@ -35,15 +36,14 @@ class Strand:
     job: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OutputModule:
+class OutputModule(NamedTuple):
     """A canonical module of the output: its strands, its kernel, and where it stood in the file that names it."""
 
     name: str
     strands: tuple[Strand, ...]
     kernel: tuple[int, ...]
     spelling: Spelling | None = None  # as in the file whose naming is kept
-    suffixes: Mapping[str, str] = field(default_factory=dict)  # that file's suffixes; the format's own elsewhere
+    suffixes: Mapping[str, str] = MappingProxyType({})  # that file's suffixes; the format's own elsewhere
 
     @property
     def component(self) -> str:
@@ -58,8 +58,7 @@ class OutputModule:
         return self.strands[0].up.shape[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A rectangle of a band: a stored matrix times a factor, or (with ``job``) the projected one times it."""
 
     row: int
@@ -70,8 +69,7 @@ class Piece:
     swap: bool = False  # halves of the rows are exchanged
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
+class Band(NamedTuple):
     """Rows ``row`` to ``row + shape[0]`` of a tensor, zero where no piece lies."""
 
     module: str  # the file's module that the tensor belongs to
@@ -108,8 +106,7 @@ class Plan:
     rewritten: set[str] = field(default_factory=set)  # keys whose bytes are not copies
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(NamedTuple):
     """Ranks of a file module that share one down factor: one strand, or the same strand of several fused parts."""
 
     strand: Strand

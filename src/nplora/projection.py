@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,10 @@ from .algebra import MAX_SPECTRUM_CONDITION, Grams, double, grams, inner, namesp
 from .devices import to_device, to_host
 from .errors import InputError
 from .methods import Method, Result
-from .storage import cast, compute_dtype, numpy_dtype
+from .storage import cast, cast_into, compute_dtype, numpy_dtype
 from .threads import run_threads
 
+BATCH_ELEMENTS = 1 << 18  # numbers per factor in a batch where nothing else is asked for
 # Numbers per factor in all batches that are in work at once: few enough to bound the memory, and as many as that
 # allows, since Python's part is the same for a batch of any size and threads wait for each other there.
 ELEMENTS_IN_WORK = 1 << 21
@@ -46,8 +47,7 @@ class Job:
         return tuple(matrix.shape for matrix in (*self.subject, *self.style))
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Jobs of equal shapes and types that are computed together, and their numbers while they are in memory."""
 
     jobs: Sequence[Job]
@@ -62,8 +62,7 @@ class Batch:
 Emit = Callable[[Batch, NDArray[Any]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Overlap:
+class Overlap(NamedTuple):
     """What a projection learned about one module; energies are squared Frobenius norms at the strengths asked for.
 
     ``inside`` is the subject's energy in the style's protected directions before the projection, ``protected``
@@ -131,7 +130,7 @@ def stream(
     return {job.key: overlaps[job.key] for job in jobs}
 
 
-def batches_of(jobs: Iterable[Job], elements: int) -> Iterator[list[Job]]:
+def batches_of(jobs: Iterable[Job], elements: int = BATCH_ELEMENTS) -> Iterator[list[Job]]:
     """Jobs of equal shapes and types together, so many that the largest factor has a given number of elements."""
     groups: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
@@ -143,7 +142,15 @@ def batches_of(jobs: Iterable[Job], elements: int) -> Iterator[list[Job]]:
             yield group[start : start + size]
 
 
-def read_stack(matrices: Sequence[Matrix]) -> NDArray[np.generic]:
+def read_stack(matrices: Sequence[Matrix], dtype: np.dtype[Any]) -> NDArray[np.generic]:
+    """Matrices of one shape as a stack (k, rows, columns) of the given dtype."""
+    stack = np.empty((len(matrices), *matrices[0].shape), dtype)
+    for index, matrix in enumerate(matrices):
+        cast_into(matrix.read(), stack[index])
+    return stack
+
+
+def _stored_stack(matrices: Sequence[Matrix]) -> NDArray[np.generic]:
     """Matrices of one shape and dtype as a stack (k, rows, columns), as stored."""
     if len(matrices) == 1:
         return matrices[0].read()[None]
@@ -162,7 +169,7 @@ def _run_batch(
     emit: Emit | None,
 ) -> list[Overlap]:
     columns = [[pair[part] for pair in pairs] for pairs in _pairs(jobs) for part in (0, 1)]
-    stacks = [read_stack(matrices) for matrices in columns]
+    stacks = [_stored_stack(matrices) for matrices in columns]
     dtype = compute_dtype(jobs[0].dtypes)
     projected, energies = _project_batch(jobs, stacks, dtype, method, values, device)
     if not all(isfinite(overlap.subject) and isfinite(overlap.style) for overlap in energies):

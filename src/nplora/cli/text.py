@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
 import textwrap
 import unicodedata
@@ -93,6 +92,8 @@ def _number(value: Any) -> str:
 
 def width() -> int:
     """Columns to write in: the terminal's, at most 100; unlimited into a file or a pipe."""
+    import shutil  # it brings three kinds of compression with it
+
     return min(shutil.get_terminal_size((80, 24)).columns, 100) if sys.stdout.isatty() else 10**6
 
 

@@ -6,11 +6,10 @@ Splitting at the role suffix is the only safe way: module names hold dots and un
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A split key: ``module + suffix`` is the key again, except for numbered formats (see `numbered`)."""
 
     module: str

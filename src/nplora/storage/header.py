@@ -10,9 +10,8 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ..errors import InputError
 
@@ -37,8 +36,7 @@ ITEM_BITS: dict[str, int] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor as the header describes it; `start` and `stop` are absolute offsets in the file."""
 
     dtype: str
@@ -47,13 +45,12 @@ class Entry:
     stop: int
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The tensors of a file in header order, its metadata and where the data begins."""
 
     entries: Mapping[str, Entry]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    data_start: int = 8
+    metadata: Mapping[str, str]
+    data_start: int
 
 
 def read_header(stream: BinaryIO, path: str) -> Header:
