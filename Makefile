@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/built
 
-.PHONY: venv test lint bench demo fuzz clean
+.PHONY: venv browser test lint bench demo fuzz clean
 
 venv: $(STAMP)
 
@@ -18,9 +18,17 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # In the order of the cheapest answer: style, types, tests with doctests, and then the wheel in an environment of its own.
-test: lint
+test: lint browser
 	$(BIN)/python -m pytest -n $(WORKERS)
 	$(BIN)/python tests/wheel/smoke.py
+
+# A real browser for the tests of the pages: Debian's, where apt-get may install it. Without one they are skipped and
+# say so; playwright itself downloads none.
+browser: venv
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+	  || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update \
+	       && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium >/dev/null; } \
+	  || echo "no Chromium, and no leave to install it: the pages are tested without a browser"
 
 lint: venv
 	$(BIN)/ruff check .

@@ -132,7 +132,7 @@ def verify(
     made = load(output)
     recipe = read_recipe(made.metadata, made.path)
     given = {name: value for name, value in parameters.items() if value is not None}
-    fusion = _fusion(made, recipe, [path for path in paths if path is not None], method, given)
+    fusion = remake(made, recipe, [path for path in paths if path is not None], method, given)
     found = {match_key(name): module for name, module in made.modules.items()}
     pairs, missing, left_out = [], [], []
     for name, module in fusion.modules.items():
@@ -158,14 +158,23 @@ def verify(
     )  # fmt: skip
 
 
-def _fusion(
+def remake(
     made: Adapter,
     recipe: Recipe | None,
     paths: Sequence[str | os.PathLike[str]],
     method: str | None,
     parameters: Mapping[str, Any],
 ) -> Fusion:
-    """The fusion that the output should be."""
+    """The fusion that an output should be, from its recipe or from what is said here.
+
+    Args:
+        made: the output. recipe: the one in its header, if any.
+        paths: its inputs in their order; left out, they are looked for as the recipe names them.
+        method, parameters: what replaces the recipe's.
+
+    Raises:
+        InputError: no recipe and no inputs; an input is not found or is not the one that was fused.
+    """
     if recipe is None and not paths:
         raise InputError(
             "the header holds no recipe", file=made.path, key="nplora.recipe",

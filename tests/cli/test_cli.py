@@ -165,6 +165,21 @@ def test_inspect_of_a_folder_is_one_table(nplora: Nplora, tmp_path: Path) -> Non
     assert nplora("inspect peft").out.startswith("peft")
 
 
+@pytest.mark.usefixtures("pair")
+def test_inspect_for_a_program(nplora: Nplora) -> None:
+    ran = nplora("inspect ink.safetensors --for diffusers --for comfyui")
+    assert "  for diffusers   diffusers takes all 8 keys.\n" in ran.out
+    assert "  for comfyui     ComfyUI takes 2 of 8 keys and drops 6.\n" in ran.out
+    assert "  dropped         6 keys, attention under diffusers names is known in its old form only" in ran.out
+    assert "known from: read (ComfyUI 17358c8), not run" in ran.out
+    both = nplora("inspect . --for kohya").out
+    assert [line.split()[:3] for line in both.splitlines() if line.startswith("kohya")] == [
+        ["kohya", "cat.safetensors", "sd-scripts"], ["kohya", "ink.safetensors", "sd-scripts"]
+    ]  # fmt: skip
+    found = json.loads(nplora("inspect ink.safetensors --json --for peft").out)["for"]
+    assert (found[0]["taken"], found[0]["keys"]) == (0, 8)
+
+
 def test_inspect_names_dead_ranks(nplora: Nplora, tmp_path: Path) -> None:
     arrays = tensors(rank=4, seed=1)
     up = next(key for key in arrays if "up" in key)

@@ -28,7 +28,7 @@ WHICH = "Which of the style's directions are protected: all, the top k, or as ma
 USAGE = {
     "fuze": "No such command 'fuze'. Did you mean fuse? See `nplora --help`.",
     "paint": (
-        "No such command 'paint'. There are: fuse, inspect, compare, convert, verify, run, recipe, methods. See `nplora --help`."
+        "No such command 'paint'. There are: fuse, inspect, compare, convert, report, verify, run, recipe, methods. See `nplora --help`."
     ),
     "--loud": "No such option '--loud'. See `nplora --help`.",
     "fuse cat.safetensors ink.safetensors": "Missing option '-o' / '--output'. See `nplora fuse --help`.",

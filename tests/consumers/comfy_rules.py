@@ -69,11 +69,13 @@ def _text(name: str, kind: str) -> Iterator[tuple[str, Weight]]:
     component, _, path = name.partition(".")
     flat = path.replace(".", "_")
     prefixes = {
-        "text_encoder": ("lora_te_", "lora_te1_") if kind.startswith("sd15") else ("lora_te1_",),
+        "text_encoder": ("lora_te_", "lora_te1_"),
         "text_encoder_2": ("lora_te2_", "lora_te3_") if kind.startswith("flux1") else ("lora_te2_",),
     }
     for prefix in prefixes.get(component, ()):
         yield prefix + flat, Weight((name,))
+    if ".encoder.layers." in name:  # CLIP's, under diffusers names too
+        yield name, Weight((name,))
 
 
 def _flux(name: str, kind: str) -> Iterator[tuple[str, Weight]]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Say what an adapter is: base, format, ranks, scales, norms, words.",
     "compare": "Say how much two adapters overlap and what mu will do.",
     "convert": "Write an adapter in another format or number type.",
+    "report": "Write a page on a fused file: what the fusion did, and why.",
     "verify": "Recompute an output from its sources and prove it right.",
     "run": "Make everything that a recipe says, none of it twice.",
     "recipe": "Print the recipe that a fused file carries.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..parameters import MU
+from .drawing import HTML, OVERWRITE, PLOT, require_targets, write
 from .options import take, with_parameters
 from .progress import Progress
 from .text import as_json, count, facts, paragraph, printable, say, three
@@ -28,7 +29,13 @@ MATRIX = "seed: cosine of the down factors, 1.00 is one seed. written: how much 
 @with_parameters([MU])
 @click.option("--modules", is_flag=True, help="Show every module, the largest overlap first, not blocks.")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON.")
-def command(adapters: tuple[str, ...], modules: bool, json_: bool, **values: Any) -> None:
+@PLOT
+@HTML
+@OVERWRITE
+def command(
+    adapters: tuple[str, ...], modules: bool, json_: bool, plot: str | None, html: str | None, overwrite: bool,
+    **values: Any,
+) -> None:  # fmt: skip
     """Say how much SUBJECT and STYLE overlap, block by block, and what mu will do to the pair. Nothing is written.
 
     Of three adapters or more, or a folder of them, say which share a seed, a trainer, a subject.
@@ -38,15 +45,26 @@ def command(adapters: tuple[str, ...], modules: bool, json_: bool, **values: Any
     paths = expand(adapters)
     if len(paths) < 2:
         raise click.UsageError("Two adapters are needed, or a folder that holds them.")
+    require_targets(plot, html, tuple(paths), overwrite)
     if len(paths) == 2:
-        _pair(paths, modules, json_, take(values, [MU]))
+        found = _pair(paths, modules, json_, take(values, [MU]))
+        if plot or html:
+            from ..pages.pairs import compare_page
+            from ..plots.figures import of_pair
+
+            write(plot, html, lambda: of_pair(found), lambda: compare_page(found))
         return
     loaded, status = load_all(paths)
-    _family(list(loaded.values()), json_)
+    found = _family(list(loaded.values()), json_)
+    if plot or html:
+        from ..pages.pairs import family_page
+        from ..plots.figures import of_family
+
+        write(plot, html, lambda: of_family(found), lambda: family_page(found))
     click.get_current_context().exit(status)
 
 
-def _pair(paths: Sequence[str], modules: bool, json_: bool, values: Mapping[str, Any]) -> None:
+def _pair(paths: Sequence[str], modules: bool, json_: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     from .. import load
     from ..comparison import compare
 
@@ -54,7 +72,7 @@ def _pair(paths: Sequence[str], modules: bool, json_: bool, values: Mapping[str,
         found = compare(load(paths[0]), load(paths[1]), progress=progress, **values)
     if json_:
         click.echo(as_json(found))
-        return
+        return found
     from .tables import bar, console, table
 
     say(paragraph(f"{found['sentence']} {found['advice']}"), paragraph(" ".join(found["findings"])))
@@ -68,6 +86,7 @@ def _pair(paths: Sequence[str], modules: bool, json_: bool, values: Mapping[str,
         say(click.style(paragraph(SCALE), dim=True), facts(_facts(found)))
     else:
         say("", facts(_facts(found)))
+    return found
 
 
 class Row(NamedTuple):
@@ -166,14 +185,14 @@ def _balance(ratio: float) -> str:
     return f"the {stronger} is {times:.1f} times as strong"
 
 
-def _family(adapters: Sequence[Adapter], json_: bool) -> None:
+def _family(adapters: Sequence[Adapter], json_: bool) -> dict[str, Any]:
     from ..analysis.family import relate
 
     with Progress("comparing", quiet=json_) as progress:
         found = relate(adapters, progress)
     if json_:
         click.echo(as_json(found))
-        return
+        return found
     from .tables import console, table
 
     say("\n".join(paragraph(sentence) for sentence in found["sentences"]))
@@ -188,6 +207,7 @@ def _family(adapters: Sequence[Adapter], json_: bool) -> None:
     click.echo()
     looked = f"from {count(len(found['modules']), 'module')} of the model."
     say(click.style(paragraph(f"{MATRIX} {looked}"), dim=True))
+    return found
 
 
 def _matrix(found: Mapping[str, Any], name: str) -> list[list[str]]:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 @with_parameters(FUSE)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists already.")
 @click.option("--report", metavar="FILE.json", help="Write the whole report there: every module, every key left out.")
+@click.option("--html", metavar="FILE.html", help="Write a page on the fusion there: plots, tables, reasons.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
 def command(
     adapters: tuple[str, ...],
     output: str,
     overwrite: bool,
     report: str | None,
+    html: str | None,
     quiet: bool,
     method: str | None,
     **values: Any,
@@ -46,15 +48,30 @@ def command(
         hashing.begin(path)
     from .. import fuse, load
 
-    if report is not None:
-        require_free(report, (*adapters, output), overwrite)
+    for beside in (report, html):
+        if beside is not None:
+            require_free(beside, (*adapters, output), overwrite)
     with Progress("fusing", quiet=quiet) as progress:
         fusion = fuse(*map(load, adapters), method=method or "np", progress=progress, **given(values))
         done = fusion.save(output, overwrite=overwrite)
     if report is not None:
         write_json(report, done)
+    if html is not None:
+        _write_page(html, fusion, done, quiet)
     if not quiet:
-        say(paragraph(f"{done['sentence']} {done['advice']}".strip()), facts(_facts(fusion, done, report)))
+        rows = [*_facts(fusion, done, report), *([("page", html)] if html else [])]
+        say(paragraph(f"{done['sentence']} {done['advice']}".strip()), facts(rows))
+
+
+def _write_page(path: str, fusion: Fusion, done: dict[str, Any], quiet: bool) -> None:
+    from .. import load
+    from ..pages import write
+    from ..pages.fusions import fusion_page
+    from ..retelling import tell
+
+    with Progress("looking", quiet=quiet) as progress:
+        told = tell(fusion, done, load(done["output"]), progress)
+    write(fusion_page(told.report, told.outcome, told.pair), path)
 
 
 def require_free(report: str, others: tuple[str, ...], overwrite: bool) -> None:

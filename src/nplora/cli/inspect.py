@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import NploraError
+from .drawing import HTML, OVERWRITE, PLOT, require_targets, write
 from .files import expand, load_all
 from .text import LABEL, as_json, count, facts, paragraph, printable, say, size, some, spread, three
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
 
 KNOWN_FROM = {
     "alpha": "alpha keys", "config": "the config beside it", "metadata": "the header", "scale key": "scale keys",
@@ -33,8 +37,18 @@ WIDTH = 16  # characters of a spectrum
 @click.command(short_help="Say what an adapter is: base, format, ranks, scales, norms, words.")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON (a list, for several adapters).")
+@click.option(
+    "--for", "programs", multiple=True, type=click.Choice(["diffusers", "peft", "comfyui", "kohya"]),
+    help="Say how many keys this program will take, which it will drop, and why (may be given several times).",
+)  # fmt: skip
+@PLOT
+@HTML
+@OVERWRITE
 @click.pass_context
-def command(context: click.Context, /, adapters: tuple[str, ...], json_: bool) -> None:
+def command(
+    context: click.Context, /, adapters: tuple[str, ...], json_: bool, programs: tuple[str, ...], plot: str | None,
+    html: str | None, overwrite: bool,
+) -> None:  # fmt: skip
     """Say what each ADAPTER (a file, a PEFT folder, or a folder full of them) is and how that is known.
 
     Base model, format, components, kinds, ranks and how many of them work, effective scales, number types, norms,
@@ -43,11 +57,14 @@ def command(context: click.Context, /, adapters: tuple[str, ...], json_: bool) -
     from ..inspection import describe, sentence
 
     paths = expand(adapters)
+    if plot is not None and len(paths) != 1:
+        raise click.UsageError("--plot draws one adapter; --html shows several side by side.")
+    require_targets(plot, html, tuple(paths), overwrite)
     loaded, status = load_all(paths)
     found = []
     for adapter in loaded.values():
         try:
-            found.append(describe(adapter))
+            found.append(describe(adapter) | foretell(adapter, programs))
         except NploraError as error:
             if len(paths) == 1:
                 raise
@@ -60,7 +77,40 @@ def command(context: click.Context, /, adapters: tuple[str, ...], json_: bool) -
     else:
         for description in found:
             _show(description, sentence(description))
+    if found:
+        draw(found, plot, html)
     context.exit(status)
+
+
+def draw(found: Sequence[dict[str, Any]], plot: str | None, html: str | None) -> None:
+    """The plot and the page, where they were asked for."""
+    if plot is None and html is None:
+        return
+    from ..pages.adapters import inspect_page
+    from ..plots.figures import of_adapter
+
+    write(plot, html, lambda: of_adapter(found[0]), lambda: inspect_page(found))
+
+
+def foretell(adapter: Adapter, programs: Sequence[str]) -> dict[str, Any]:
+    """What each program will do with the file, under "for"; nothing where none was asked for."""
+    if not programs:
+        return {}
+    from ..consumers import forecast
+
+    return {"for": [forecast(adapter, program).as_data() for program in programs]}
+
+
+def _fates(forecasts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """A program's forecast, with a line for each reason."""
+    rows = []
+    for found in forecasts:
+        rows.append((f"for {found['program']}", found["sentence"]))
+        if not found["refused"]:
+            for what in ("dropped", "changed"):
+                rows += [(what, f"{count(len(keys), 'key')}, {why}: {some(keys)}") for why, keys in found[what].items()]
+        rows.append(("", f"known from: {found['checked']}"))
+    return rows
 
 
 def _show_many(descriptions: Sequence[dict[str, Any]]) -> None:
@@ -71,6 +121,15 @@ def _show_many(descriptions: Sequence[dict[str, Any]]) -> None:
     console().print(table(columns, [_line(description) for description in descriptions], 4))
     click.echo()
     say(click.style(paragraph(f"{NORM} One adapter alone is shown in full."), dim=True))
+    asked = [(description, description["for"]) for description in descriptions if description.get("for")]
+    if asked:
+        click.echo()
+        rows = [
+            (found["program"], name_of(description), found["sentence"])
+            for description, every in asked
+            for found in every
+        ]
+        console().print(table(("for", "file", "what it does"), rows, 3))
 
 
 def _line(description: dict[str, Any]) -> list[str]:
@@ -89,14 +148,23 @@ def _line(description: dict[str, Any]) -> list[str]:
 def _show(description: dict[str, Any], sentence: str) -> None:
     from .tables import console, table
 
-    name = printable(description["file"].rstrip("/").rpartition("/")[2] or description["file"])
+    name = printable(name_of(description))
     say(click.style(name, bold=True) + click.style(f"  {size(description['bytes'])}", dim=True), paragraph(sentence))
     click.echo()
     console().print(table(GROUPS, _rows(description), 3))
     click.echo()
     console().print(table(BLOCKS, [_block(block) for block in description["blocks"]], 2))
     click.echo()
-    say(click.style(paragraph(NORM), dim=True), facts(_facts(description)), facts(_metadata(description["metadata"])))
+    say(
+        click.style(paragraph(NORM), dim=True), facts(_facts(description)), facts(_metadata(description["metadata"])),
+        facts(_fates(description.get("for", ()))),
+    )  # fmt: skip
+
+
+def name_of(description: Mapping[str, Any]) -> str:
+    """The file's name without its folders."""
+    path: str = description["file"]
+    return path.rstrip("/").rpartition("/")[2] or path
 
 
 def _block(block: Mapping[str, Any]) -> list[str]:

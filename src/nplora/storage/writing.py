@@ -274,8 +274,8 @@ def _reserve(file: int, size: int) -> None:
             raise
 
 
-def write_folder_file(path: Path, text: str) -> None:
-    """Write a small text file whole or not at all.
+def write_folder_file(path: Path, text: str | bytes) -> None:
+    """Write a small file whole or not at all.
 
     Raises:
         OutputError: it cannot be written.
@@ -292,9 +292,9 @@ def write_folder_file(path: Path, text: str) -> None:
         raise _cannot_write(path, error) from None
 
 
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as stream:
-        stream.write(text)
+def _write_text(path: Path, text: str | bytes) -> None:
+    with open(path, "wb") as stream:
+        stream.write(text.encode() if isinstance(text, str) else text)
         stream.flush()
         os.fsync(stream.fileno())
 

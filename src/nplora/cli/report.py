@@ -1,0 +1,35 @@
+"""``nplora report``."""
+
+from __future__ import annotations
+
+import click
+
+from .drawing import HTML, OVERWRITE
+from .fuse import require_free
+from .progress import Progress
+from .text import facts, paragraph, say
+
+
+@click.command(short_help="Write a page on a fused file: what the fusion did, and why.")
+@click.argument("output")
+@click.argument("adapters", nargs=-1, metavar="[SUBJECT STYLE ...]")
+@HTML
+@OVERWRITE
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
+def command(output: str, adapters: tuple[str, ...], html: str | None, overwrite: bool, quiet: bool) -> None:
+    """Write a page on OUTPUT, a file that nplora has fused; by default OUTPUT.html beside it.
+
+    The recipe in its header says how it was made; its inputs are looked for beside it and in the current folder, or
+    named as SUBJECT and STYLE.
+    """
+    from ..pages import write
+    from ..pages.fusions import fusion_page
+    from ..retelling import retell
+
+    path = html or f"{output.rstrip('/')}.html"
+    require_free(path, (output, *adapters), overwrite)
+    with Progress("looking", quiet=quiet) as progress:
+        told = retell(output, *adapters, progress=progress)
+    write(fusion_page(told.report, told.outcome, told.pair), path)
+    if not quiet:
+        say(paragraph(f"{told.report['sentence']} {told.report['advice']}".strip()), facts([("page", path)]))

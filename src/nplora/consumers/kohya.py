@@ -1,0 +1,20 @@
+"""sd-scripts (and musubi-tuner for the models that sd-scripts lacks): its own network's names, loaded not strictly."""
+
+from __future__ import annotations
+
+from . import Program, Rule
+
+OWN = r"^lora_(unet|te|te1|te2|te3)_"
+
+PROGRAM = Program(
+    "kohya",
+    "sd-scripts",
+    (
+        Rule("dropped", "it loads the names of its own networks only (lora_unet_, lora_te1_, ...)", unless=OWN),
+        Rule("dropped", "it belongs to no module of its network", when=lambda key, file: not key.module),
+        Rule("dropped", "LyCORIS kinds need the lycoris module, not networks.lora",
+             key=r"\.(hada_|lokr_|oft_|lora_mid|a1|a2|b1|b2|bm|glora|w_norm|b_norm|diff)"),
+        Rule("dropped", "networks.lora has no such tensor", unless=r"\.(lora_down\.weight|lora_up\.weight|alpha)$"),
+    ),
+    "read (sd-scripts 48d368f, February 2026; musubi-tuner 30c658c, June 2026), not run",
+)  # fmt: skip

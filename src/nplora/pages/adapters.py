@@ -1,0 +1,97 @@
+"""The page of ``nplora inspect``: one adapter in full, or many in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..inspection import overview, sentence
+from ..plots import figures
+from . import Page, Section, figure, number, table, whole, words
+
+Data = Mapping[str, Any]
+RANKS = (
+    "The effective rank says how many of the stored ranks share the work; far below the rank, the file could be "
+    "smaller. A dead rank is stored and does nothing."
+)
+
+
+def inspect_page(descriptions: Sequence[Data]) -> Page:
+    """The page of one adapter, or of several side by side.
+
+    Args:
+        descriptions: from `nplora.inspection.describe`; one that was asked for programs holds their forecasts.
+    """
+    if len(descriptions) == 1:
+        return _one(descriptions[0])
+    rows = [_line(description) for description in descriptions]
+    columns = ("file", "base", "kind", "trigger words", "odd", "modules", "rank", "effective", "norm")
+    sections = [Section(f"{len(rows)} adapters", (RANKS,), table=table(columns, rows, 5))]
+    asked = [(overview(d)["name"], found) for d in descriptions for found in d.get("for", ())]
+    if asked:
+        lines = [(words(found["program"]), words(name), words(found["sentence"]), whole(found["taken"]),
+                  whole(found["keys"])) for name, found in asked]  # fmt: skip
+        sections.append(Section("What programs will take", table=table(("for", "file", "", "taken", "keys"), lines, 3)))
+    return Page("Adapters side by side", (), tuple(sections))
+
+
+def _line(description: Data) -> list[Any]:
+    row = overview(description)
+    return [
+        words(row["name"]), words(row["base"]), words(row["kind"]), words(", ".join(row["trigger_words"]) or "-"),
+        words("; ".join(row["odd"]) or "-"), whole(row["modules"]), whole(row["rank"]), number(row["effective_rank"]),
+        number(row["norm"]),
+    ]  # fmt: skip
+
+
+def _one(description: Data) -> Page:
+    details, base = description["details"], description["base"]
+    known = [detail for detail in details if detail["norm"] is not None]
+    facts = [("base", f"{base['title']}: {base['evidence']}"), ("format", description["format"]["title"])]
+    facts += [("trigger words", ", ".join(description["trigger_words"]))] if description["trigger_words"] else []
+    facts += [("note", note) for note in description["notes"]]
+    facts += [(name.removeprefix("ss_").removeprefix("modelspec.").replace("_", " "), " ".join(value.split())[:400])
+              for name, value in description["metadata"].items()]  # fmt: skip
+    sections = [Section("What it is", facts=tuple(facts))]
+    sections += [programs(description["for"])] if description.get("for") else []
+    if known:
+        sections += [
+            Section("Where it acts", ("The brighter, the larger the change that the module makes at strength 1.",),
+                    figure=figure(figures.heat_map(known, "norm", "Size of the change", "norm")),
+                    figure_says="heat map of the norm of every module, block by block"),
+            Section("Ranks and spectra", (RANKS,),
+                    figure=figure(figures.of_spectra(description["blocks"])),
+                    figure_says="singular values of each block against the largest",
+                    table=table(("block", "modules", "effective rank", "stable rank", "dead ranks", "norm"),
+                                [_block(block) for block in description["blocks"]])),
+        ]  # fmt: skip
+    columns = ("module", "kind", "scale known from", "rank", "scale", "effective rank", "stable rank", "dead", "norm")
+    rows = [_detail(detail) for detail in details]
+    sections.append(Section("Every module", table=table(columns, rows, 3), folded=len(rows) > 40))
+    return Page(overview(description)["name"], (sentence(description),), tuple(sections))
+
+
+def programs(forecasts: Sequence[Data]) -> Section:
+    """What programs will take of a file, and why they leave the rest."""
+    facts = []
+    for found in forecasts:
+        facts.append((found["program"], found["sentence"]))
+        if not found["refused"]:
+            for what in ("dropped", "changed"):
+                facts += [(what, f"{len(keys)} keys: {why} ({keys[0]}{', ...' if keys[1:] else ''})")
+                          for why, keys in found[what].items()]  # fmt: skip
+        facts.append(("known from", found["checked"]))
+    return Section("What programs will take", facts=tuple(facts))
+
+
+def _block(block: Data) -> list[Any]:
+    return [words(block["block"]), whole(block["modules"]), number(block["effective_rank"]),
+            number(block["stable_rank"]), whole(block["dead_ranks"]), number(block["norm"])]  # fmt: skip
+
+
+def _detail(detail: Data) -> list[Any]:
+    return [
+        words(detail["module"]), words(detail["kind"]), words(detail["known_from"]), whole(detail["rank"]),
+        number(detail["scale"]), number(detail["effective_rank"]), number(detail["stable_rank"]),
+        whole(detail["dead_ranks"]), number(detail["norm"]),
+    ]  # fmt: skip
