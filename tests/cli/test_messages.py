@@ -13,6 +13,7 @@ import pytest
 
 from cli.conftest import Nplora
 from making import SD15, TEXT, make, tensors, write
+from nplora.cli import COMMANDS
 from nplora.methods import known_methods
 
 Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -28,7 +29,7 @@ WHICH = "Which of the style's directions are protected: all, the top k, or as ma
 USAGE = {
     "fuze": "No such command 'fuze'. Did you mean fuse? See `nplora --help`.",
     "paint": (
-        "No such command 'paint'. There are: fuse, inspect, compare, convert, report, verify, run, recipe, methods. See `nplora --help`."
+        f"No such command 'paint'. There are: {', '.join(COMMANDS)}. See `nplora --help`."
     ),
     "--loud": "No such option '--loud'. See `nplora --help`.",
     "fuse cat.safetensors ink.safetensors": "Missing option '-o' / '--output'. See `nplora fuse --help`.",

@@ -25,6 +25,8 @@ COMMANDS = {
     "run": "Make everything that a recipe says, none of it twice.",
     "recipe": "Print the recipe that a fused file carries.",
     "methods": "List the fusion methods with their parameters.",
+    "render": "Paint grids of pictures with adapters on a local pipeline.",
+    "train-lora": "Train a subject or a style LoRA of your own.",
 }
 ABOUT = "Fuse LoRA files exactly: the style keeps its directions, the subject the rest."
 OPTIONS = {"--version": "Show the version and exit.", "-h, --help": "Show this message and exit."}

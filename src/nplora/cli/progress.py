@@ -11,7 +11,7 @@ PATIENCE = 1.0  # seconds before a bar appears
 
 
 class Progress:
-    """Called with (done, in all); draws only on a terminal, and only once `PATIENCE` has passed with work left."""
+    """Called with (done, in all, perhaps a note); draws on a terminal, once `PATIENCE` has passed with work left."""
 
     def __init__(self, title: str, *, quiet: bool = False) -> None:
         self.title = title
@@ -20,12 +20,12 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, note: str = "") -> None:
         if self._bar is None:
             if not self._wanted or done == total or time.monotonic() - self._start < PATIENCE:
                 return
             self._open(total)
-        self._bar.update(self._task, completed=done, total=total)
+        self._bar.update(self._task, completed=done, total=total, description=f"{self.title} {note}".rstrip())
 
     def _open(self, total: int) -> None:
         from rich import progress as rich
