@@ -12,6 +12,7 @@ from .adapters import Full, LowRank, Update
 from .algebra import numerical_rank
 from .errors import UsageError
 from .parameters import attenuation
+from .projection import LEAST
 
 Array = NDArray[np.float64]
 
@@ -33,13 +34,14 @@ def fuse_dense(
     mu: float,
     directions: str | int | float,
     side: str,
+    calibrate: float = 1.0,
 ) -> Array:
     """``sum_i w_i dW_i (I - g V_i V_i^T)`` with at least one of the updates a full matrix.
 
     Args:
         members: what each adapter brings.
         gives_way: role -> the roles whose directions V_i spans; members that are not named stay as they are.
-        mu, directions, side: as in `fuse`; on the output side the projector stands on the left.
+        mu, directions, side, calibrate: as in `fuse`; on the output side the projector stands on the left.
 
     Returns:
         The dense float64 update (out, in*kernel).
@@ -53,10 +55,18 @@ def fuse_dense(
             dW, above = member.update.delta(), gives_way.get(member.role, ())
             if g and above:
                 V = protected([by_role[role] for role in above], directions, side)
+                whole = float(np.linalg.norm(dW))
                 dW = dW - g * (dW @ V) @ V.T if side == "input" else dW - g * V @ (V.T @ dW)
+                dW = calibrated(dW, whole, calibrate)
             total = member.strength * dW if total is None else total + member.strength * dW
     assert total is not None
     return total
+
+
+def calibrated(left: Array, whole: float, limit: float) -> Array:
+    """What is left of an update, scaled up towards the norm that it had; see `projection.project`."""
+    norm = float(np.linalg.norm(left))
+    return left * min(limit, whole / norm) if limit > 1 and LEAST * whole < norm < whole else left
 
 
 def protected(above: Sequence[Share], directions: str | int | float, side: str) -> Array:

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapters import LowRank, Matrix
-from .algebra import MAX_DOWN_CONDITION, grams, numerical_rank, orthonormal_form, thin_svd
+from .algebra import MAX_DOWN_CONDITION, grams, numerical_rank, orthonormal_form, product_norm, thin_svd
 from .fused import FusedModule, Member
 from .merging import balanced
 from .methods import Method
 from .parameters import attenuation
-from .projection import Job
+from .projection import LEAST, Job
 from .storage import cast, compute_dtype
 
 Array = NDArray[np.float64]
@@ -73,6 +73,19 @@ def _strands(member: Member, module: FusedModule) -> list[Strand]:
     own, job = _plain(member), module.projections.get(member.role)
     if job is None or module.values.get("mu") == 0:
         return [own]
+    return [_calibrated(changed, own, module.calibrate) for changed in _projected(own, job, module)]
+
+
+def _calibrated(changed: Strand, own: Strand, limit: float) -> Strand:
+    """What is left, scaled up towards the norm that it had; its error grows with it."""
+    left, whole = product_norm(changed.B, changed.A), product_norm(own.B, own.A)
+    if limit <= 1 or left >= whole or left <= LEAST * whole:
+        return changed
+    gain = min(limit, whole / left)
+    return replace(changed, A=gain * changed.A, arithmetic=3 * gain * changed.arithmetic)
+
+
+def _projected(own: Strand, job: Job, module: FusedModule) -> list[Strand]:
     B, A = _protected([_plain(other) for other in module.members if other.role in job.above], module.side)
     if module.method.name != "np":
         return [_by_function(own, B, A, module, job)]
@@ -117,7 +130,8 @@ def _by_function(own: Strand, B: Array, A: Array, module: FusedModule, job: Job)
     seen = replace(grams(B_c[None], A_c[None], B_o[None], A_o[None]), s=s[None])
     assert isinstance(module.method, Method)
     result = module.method(seen, **module.values)
-    changed = subject[1] - result.C[0] @ A_o
+    gain = 1.0 if result.gain is None else float(result.gain[0])
+    changed = gain * (subject[1] - result.C[0] @ A_o)
     arithmetic = _projection_error(B, A, job, 1.0)
     if module.side == "input":
         return replace(own, A=changed, arithmetic=arithmetic)

@@ -55,7 +55,8 @@ class FusedModule:
         jobs: role -> the projection between that adapter and what it gives way to. Merges keep a pair's job for the
             overlap alone.
         method, values: how the members are fused, with the method's parameters for this module.
-        side: on which side projections act. seed: of this module, for methods with randomness.
+        side: on which side projections act. calibrate: how far what is left of an adapter is scaled up.
+        seed: of this module, for methods with randomness.
         made: what is written instead of the members, once a merge has been computed.
         gives_way: role -> the roles that this member is projected away from, where one of them is a full matrix.
     """
@@ -66,6 +67,7 @@ class FusedModule:
     method: Method | Merge
     values: Mapping[str, object]
     side: str = "input"
+    calibrate: float = 1.0
     seed: int = 0
     made: tuple[Member, ...] | None = None
     gives_way: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -123,7 +125,9 @@ class FusedModule:
     def dense(self) -> NDArray[np.float64]:
         """The fused update (out, in*kernel) where a full matrix takes part."""
         mu, directions = self.values.get("mu", 0.0), self.values.get("directions", "all")
-        return fuse_dense(self.members, self.gives_way, float(mu), directions, self.side)  # type: ignore[arg-type]
+        return fuse_dense(
+            self.members, self.gives_way, float(mu), directions, self.side, self.calibrate  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def delta(self) -> NDArray[np.float64]:
         """The dense fused update, float64, in the weight's shape; for the curious and for tests.
@@ -144,7 +148,8 @@ class FusedModule:
             return member.strength * member.module.delta()
         assert isinstance(self.method, Method)
         projected: list[NDArray[Any]] = []
-        stream([_in_float64(job)], self.method, self.values, emit=lambda _, stack: projected.extend(stack))
+        values = {**self.values, "calibrate": self.calibrate}
+        stream([_in_float64(job)], self.method, values, emit=lambda _, stack: projected.extend(stack))
         own = member.update
         assert isinstance(own, LowRank)
         up, down = (factor.read().astype(np.float64) for factor in (own.up, own.down))
@@ -240,7 +245,9 @@ class Fused(Mapping[str, FusedModule]):
     def projection(self) -> tuple[Method, Mapping[str, object]]:
         """The method that the jobs are run with, and its parameters; merges only measure the overlap."""
         if isinstance(self.method, Method):
-            return self.method, {name: self.parameters[name] for name in (p.name for p in self.method.parameters)}
+            names = [parameter.name for parameter in self.method.parameters]
+            names += ["calibrate"] if self.method.rewrites else []
+            return self.method, {name: self.parameters[name] for name in names}
         measure = find_method("np")
         assert isinstance(measure, Method)
         return measure, OBSERVED

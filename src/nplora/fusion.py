@@ -95,6 +95,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     own = {parameter.name: values[parameter.name] for parameter in chosen.parameters}
     seed, side = int(values.get("seed", 0)), str(values.get("side", "input"))  # type: ignore[call-overload]
     paths = {role: adapter.path for role, adapter in inputs.items()}
+    calibrate = float(values.get("calibrate", 1.0))  # type: ignore[arg-type]
     strengths = _strengths(values, paths)
     require_used(strengths, _changed(matches, inputs))
     levels = priorities(values.get("protect"), paths)
@@ -111,6 +112,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
                 chosen,
                 own,
                 side,
+                calibrate,
                 module_seed(seed, match.name),
                 gives_way=gives_way(members, levels) if isinstance(chosen, Method) and chosen.rewrites else {},
             )
@@ -140,7 +142,7 @@ def _unused(base: BaseModel | None) -> tuple[str, ...]:
 def _require_count(method: Method | Merge, count: int) -> None:
     if count == 0:
         raise UsageError("there is nothing to fuse", expected="one adapter or more")
-    if isinstance(method, Method) and method.rewrites and count < 2:
+    if count < method.least:
         raise UsageError(
             f"the method {method.name} takes two adapters or more", expected="a subject and a style", got=count
         )

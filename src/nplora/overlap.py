@@ -69,8 +69,31 @@ def change(rho: float, mu: float) -> float:
     return attenuation(mu) * math.sqrt(rho)
 
 
-def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = (), role: str = "subject") -> str:
-    """What the fusion did to one adapter, in a sentence that a person can act on."""
+def overlap_sentence(summary: Summary, overlaps: Sequence[Overlap] = (), role: str = "subject") -> str:
+    """The overlap of one adapter with what it meets, in a sentence that holds whatever the method."""
+    who, whose = (f"the {role}", "the style's" if role == "subject" else "the subject's")
+    if role not in ("subject", "style"):
+        who, whose = role, "the protected"
+    found = f"{percent(summary.rho)} overlap, chance is {percent(summary.chance)}"
+    if summary.regime == "none":
+        return "The two adapters have no module in common." if not summary.modules else "One of the two is zero."
+    if summary.regime == "shared":
+        return f"Shared initialisation ({percent(summary.rho)} overlap): {who} lies in {whose} directions."
+    if summary.regime == "unrelated":
+        return f"Unrelated runs ({found}): {who} has next to nothing in {whose} directions."
+    names = ", ".join(overlap.name for overlap in leading(overlaps))
+    return f"Mixed ({found}): {who} lies in part in {whose} directions" + (f", most in {names}." if names else ".")
+
+
+def sentence(
+    summary: Summary, mu: float, overlaps: Sequence[Overlap] = (), role: str = "subject", calibrate: float = 1.0
+) -> str:
+    """What NP-LoRA did to one adapter, in a sentence that a person can act on.
+
+    Args:
+        summary: of the adapter's overlaps. mu: the protection. overlaps: module by module.
+        role: the adapter. calibrate: how far what is left of it was scaled up.
+    """
     pair = role in ("subject", "style")
     who = f"the {role}" if pair else role
     shown = "inf" if math.isinf(mu) else f"{mu:g}"
@@ -79,13 +102,18 @@ def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = (), role
             return "The two adapters have no module in common: nothing is projected, the result is plain addition."
         return "One of the two is zero in every common module: nothing is projected."
     if summary.regime == "shared":
+        if not math.isinf(mu) and calibrate > 1 and min(1.0, kept_strength(mu) * calibrate) == 1.0:
+            return (
+                f"Shared initialisation ({percent(summary.rho)} overlap): calibration gives back what mu = {shown} "
+                f"takes from {who}; the result is plain addition."
+            )
         if math.isinf(mu):
             strength = f"{role} strength" if pair else "strength"
             return (
                 f"Shared initialisation ({percent(summary.rho)} overlap): mu = inf deletes {who} in the common "
                 f"modules; use a finite mu, or addition with a lower {strength}."
             )
-        kept = f"{kept_strength(mu):.2f}"
+        kept = f"{min(1.0, kept_strength(mu) * calibrate):.2f}"
         strength = f"{role} strength {kept}" if pair else f"strength {kept} of {role}"
         return (
             f"Shared initialisation ({percent(summary.rho)} overlap): mu = {shown} acts as {strength}; plain addition "
@@ -97,7 +125,8 @@ def sentence(summary: Summary, mu: float, overlaps: Sequence[Overlap] = (), role
             f"Unrelated runs ({found}): mu = {shown} changes {who} by {percent(change(summary.rho, mu))}; the "
             "result is nearly plain addition."
         )
-    text = f"Mixed ({found}): mu = {shown} keeps {percent(matched_strength(summary.rho, mu))} of {who}'s norm"
+    norm = percent(min(1.0, matched_strength(summary.rho, mu) * calibrate))
+    text = f"Mixed ({found}): mu = {shown} keeps {norm} of {who}'s norm"
     most = leading(overlaps)
     return f"{text}; it acts most in {', '.join(overlap.name for overlap in most)}." if most else text + "."
 

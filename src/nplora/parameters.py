@@ -203,6 +203,11 @@ SIDE = Parameter(
     "side", "choice", "input",
     "Project on the input side (the method) or on the output side (the paper's ablation).", choices=("input", "output"),
 )  # fmt: skip
+CALIBRATE = Parameter(
+    "calibrate", "number", 1.0,
+    "How far what is left of a projected adapter may be scaled up to get its norm back: 1 is not at all, inf wholly.",
+    low=1.0,
+)  # fmt: skip
 PROTECT = Parameter(
     "protect", "order", None,
     'Who is protected from whom, such as "c > b = a"; by default each adapter from all that are named before it.',
@@ -287,7 +292,7 @@ COMMON = (
 PAIR_ONLY = (SUBJECT_STRENGTH, STYLE_STRENGTH)  # names of two adapters; of more, each has a letter
 WRITING = (FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)  # these change no number
 # What it understands with the method np.
-FUSE = (MU, DIRECTIONS, SIDE, PROTECT, *COMMON)
+FUSE = (MU, DIRECTIONS, SIDE, PROTECT, CALIBRATE, *COMMON)
 
 
 def check_all(parameters: tuple[Parameter, ...], values: Mapping[str, Value]) -> dict[str, Value]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapters import Matrix
-from .algebra import MAX_SPECTRUM_CONDITION, Grams, double, grams, inner, namespace, orthonormal_form
+from .algebra import MAX_SPECTRUM_CONDITION, Grams, double, grams, inner, namespace, orthonormal_form, transpose
 from .devices import to_device, to_host
 from .errors import InputError
 from .methods import Method, Result
@@ -23,6 +23,8 @@ BATCH_ELEMENTS = 1 << 18  # numbers per factor in a batch where nothing else is 
 # Numbers per factor in all batches that are in work at once: few enough to bound the memory, and as many as that
 # allows, since Python's part is the same for a batch of any size and threads wait for each other there.
 ELEMENTS_IN_WORK = 1 << 21
+
+LEAST = 1e-3  # of a norm that was taken away down to this share, nothing is given back: rounding would come with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +213,11 @@ def _project_batch(
 def project(
     B_c: Any, A_c: Any, B_s: Any, A_s: Any, method: Method, values: Mapping[str, object]
 ) -> tuple[Any, tuple[Grams, Result]]:
-    """The projected down factors of a batch: ``A_c - C A_s`` with the method's coefficients C.
+    """The projected down factors of a batch: ``gain (A_c - C A_s)`` with the method's coefficients C.
 
     Args:
         B_c, A_c, B_s, A_s: stacks (k, out, r) and (k, r, n) of one dtype, NumPy, torch or any array API arrays.
-        method: the fusion method; values: its parameters.
+        method: the fusion method; values: its parameters, and "calibrate": see `_left`.
 
     Returns:
         The projected stack (k, r_c, n) in the inputs' dtype, and what the method saw and returned.
@@ -224,6 +226,7 @@ def project(
     """
     xp = namespace(A_c)
     dtype = A_c.dtype
+    limit, values = float(values.get("calibrate", 1.0)), {n: v for n, v in values.items() if n != "calibrate"}  # type: ignore[arg-type]
     if values.get("directions", "all") == "all":
         seen = grams(B_c, A_c, B_s, A_s)
     else:  # single directions need the spectrum, which Gram matrices square
@@ -232,22 +235,23 @@ def project(
     good = seen.full_rank
     if bool(xp.all(good)):
         result = method(seen, **values)
-        return xp.astype(A_c - xp.astype(result.C, A_c.dtype) @ A_s, dtype), (seen, result)
+        return xp.astype(_left(A_c, A_s, seen, result, limit), dtype), (seen, result)
     pieces = []
     for index in range(A_c.shape[0]):
         one = (slice(index, index + 1), ...)
         if bool(good[index]):
-            result = method(seen.take(index), **values)
-            pieces.append((A_c[one] - xp.astype(result.C, A_c.dtype) @ A_s[one], result))
+            mine = seen.take(index)
+            result = method(mine, **values)
+            pieces.append((_left(A_c[one], A_s[one], mine, result, limit), result))
         else:
-            pieces.append(_project_by_svd(B_c[one], A_c[one], B_s[one], A_s[one], method, values))
+            pieces.append(_project_by_svd(B_c[one], A_c[one], B_s[one], A_s[one], method, values, limit))
     inside = xp.concat([result.inside for _, result in pieces])
     protected = xp.concat([result.protected for _, result in pieces])
     return xp.astype(xp.concat([array for array, _ in pieces]), dtype), (seen, Result(seen.K, inside, protected))
 
 
 def _project_by_svd(
-    B_c: Any, A_c: Any, B_s: Any, A_s: Any, method: Method, values: Mapping[str, object]
+    B_c: Any, A_c: Any, B_s: Any, A_s: Any, method: Method, values: Mapping[str, object], limit: float
 ) -> tuple[Any, Result]:
     """The same for one ill-conditioned or rank-deficient style: its orthonormal form, in float64."""
     xp = namespace(A_c)
@@ -260,7 +264,26 @@ def _project_by_svd(
     subject = xp.astype(A_c, wide)
     seen = replace(grams(xp.astype(B_c, wide), subject, B_o, A_o), s=s)
     result = method(seen, **values)
-    return xp.astype(subject - result.C @ A_o, A_c.dtype), result
+    return xp.astype(_left(subject, A_o, seen, result, limit), A_c.dtype), result
+
+
+def _left(A_c: Any, A_s: Any, seen: Grams, result: Result, limit: float) -> Any:
+    """What is left of the subject: ``gain (A_c - C A_s)``, the gain being the method's own times the calibration.
+
+    Calibration gives the norm of the update back as far as the limit allows: ``min(limit, ||dW_c|| / ||X||)``; it is
+    1 where nothing is left but rounding.
+    """
+    xp = namespace(A_c)
+    X = A_c - xp.astype(result.C, A_c.dtype) @ A_s
+    if result.gain is not None:
+        X = xp.astype(result.gain, X.dtype)[..., None, None] * X
+    if limit <= 1:
+        return X
+    left, whole = inner(seen.G_c, double(X @ transpose(X))), inner(seen.G_c, seen.H_c)
+    live = left > LEAST**2 * whole
+    ratio = xp.sqrt(xp.where(live, whole, xp.ones_like(whole)) / xp.where(live, left, xp.ones_like(left)))
+    gain = xp.where(ratio > 1, xp.where(ratio > limit, xp.full_like(ratio, limit), ratio), xp.ones_like(ratio))
+    return xp.astype(gain, X.dtype)[..., None, None] * X
 
 
 def _nothing(A_c: Any) -> Result:

@@ -72,7 +72,7 @@ def read_recipe(metadata: Mapping[str, str], file: str) -> Recipe | None:
         raise InputError(
             "the recipe in the header cannot be read", file=file, key=RECIPE, **why, hint=_NAME_THEM
         ) from None
-    fits = len(inputs) == 1 if chosen is None else len(inputs) >= (2 if isinstance(chosen, Method) else 1)
+    fits = len(inputs) == 1 if chosen is None else len(inputs) >= chosen.least
     if not fits or tuple(inputs) != roles(len(inputs)):
         raise InputError("the recipe in the header does not name its inputs", file=file, key=RECIPE, hint=_NAME_THEM)
     return recipe

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from .adapter import Module
 from .adapters import Full, LowRank, Opaque, Update
 from .algebra import product_norm, thin_svd
-from .dense import spanning
+from .dense import calibrated, spanning
 from .expectation import ARITHMETIC, Strand, counts, directions_error, expected, read
 from .fused import FusedModule
 from .parameters import attenuation
@@ -179,7 +179,8 @@ def _given_way(module: FusedModule, role: str, part: Array) -> tuple[Array, floa
     count = counts(s, directions, (pair[0].shape[0], pair[1].shape[1]))[0]
     V = V[:, :count]
     error = directions_error(s, count, pair, "input", g)
-    return (part - g * (part @ V) @ V.T if module.side == "input" else part - g * V @ (V.T @ part)), error
+    left = part - g * (part @ V) @ V.T if module.side == "input" else part - g * V @ (V.T @ part)
+    return calibrated(left, float(np.linalg.norm(part)), module.calibrate), error
 
 
 def _check_carried(module: FusedModule, source: Update, found: Update) -> Check:

@@ -10,7 +10,7 @@ from . import metadata as words
 from .fused import Fused, Measure
 from .measures import merged_sentence, total
 from .methods import Merge
-from .overlap import Summary, advice, change, matched_strength, sentence, summarise
+from .overlap import Summary, advice, change, matched_strength, overlap_sentence, sentence, summarise
 from .projection import Overlap
 from .target import Target
 from .version import __version__
@@ -32,13 +32,18 @@ def _round(number: float) -> float:
     return float(f"{number:.6g}")
 
 
-def results(summary: Summary, mu: float) -> dict[str, Any]:
-    """The pair's overlap and what mu makes of it."""
-    return {
+def results(summary: Summary, mu: float | None) -> dict[str, Any]:
+    """The pair's overlap and what mu makes of it; no mu for methods of which the overlap does not say what they do."""
+    found: dict[str, Any] = {
         "rho": round(summary.rho, 6),
         "chance": round(summary.chance, 6),
         "regime": summary.regime,
         "modules_projected": summary.modules,
+    }
+    if mu is None:
+        return found
+    return {
+        **found,
         "subject_change": round(change(summary.rho, mu), 6),
         "matched_addition_strength": round(matched_strength(summary.rho, mu), 6),
     }
@@ -75,27 +80,39 @@ def _found(fusion: Fused, overlaps: Mapping[str, Overlap] | None) -> dict[str, A
     return {**found, **_merged(fusion)}
 
 
-def _mu(fusion: Fused) -> float:
-    """What protects the style: methods without mu leave the overlap alone."""
-    return float(fusion.parameters.get("mu", 0.0))
+def _mu(fusion: Fused) -> float | None:
+    """The mu that the overlap explains the result with; None for other methods."""
+    if fusion.method is None or fusion.method.name == "linear":
+        return 0.0
+    return float(fusion.parameters["mu"]) if fusion.method.name == "np" else None
 
 
 def _sentence(fusion: Fused, overlaps: Mapping[str, Overlap]) -> str:
-    """What the fusion did in words: the pair's overlap, and what a merge made of the file."""
-    if fusion.method is None:
+    """What the fusion did in words: what the method made of the file, and the overlap of what met."""
+    method = fusion.method
+    if method is None:
         return ""
     said = []
-    if isinstance(fusion.method, Merge):
-        said.append(merged_sentence(fusion.method.title, total(fusion.measures.values(), list(fusion.inputs))))
+    if isinstance(method, Merge):
+        said.append(merged_sentence(method.title, total(fusion.measures.values(), list(fusion.inputs))))
+    elif method.name != "np":
+        said.append(f"{method.title}.")
     by_role = _by_role(overlaps)
     if len(by_role) > 1 or (len(fusion.inputs) > 2 and by_role):
-        said += [f"{role}: {sentence(summarise(met), _mu(fusion), met, role)}" for role, met in by_role.items()]
+        said += [f"{role}: {_meeting(fusion, met, role)}" for role, met in by_role.items()]
     elif "style" in fusion.inputs:
-        role = next(iter(by_role), "subject")
-        said.append(sentence(summarise(overlaps.values()), _mu(fusion), list(overlaps.values()), role))
-    elif len(fusion.inputs) > 1 and not said:
+        said.append(_meeting(fusion, list(overlaps.values()), next(iter(by_role), "subject")))
+    elif not said:
         said.append("The adapters have no module in common: the result is plain addition.")
     return " ".join(said)
+
+
+def _meeting(fusion: Fused, met: list[Overlap], role: str) -> str:
+    assert fusion.method is not None
+    if fusion.method.name != "np":
+        return overlap_sentence(summarise(met), met, role)
+    mu, calibrate = float(fusion.parameters["mu"]), float(fusion.parameters["calibrate"])
+    return sentence(summarise(met), mu, met, role, calibrate)
 
 
 def _by_role(overlaps: Mapping[str, Overlap]) -> dict[str, list[Overlap]]:
@@ -177,11 +194,11 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
         **(results(summary, _mu(fusion)) if len(fusion.inputs) <= 2 else _each(fusion)),
         **_merged(fusion),
         "sentence": _sentence(fusion, fusion.overlaps),
-        "advice": advice(summary) if fusion.method and "mu" in fusion.parameters else "",
+        "advice": advice(summary) if fusion.method and fusion.method.name == "np" else "",
         "modules": _module_counts(fusion),
         "overlaps": [_overlap(overlap, len(fusion.inputs)) for overlap in fusion.overlaps.values()],
         **({"merges": [_measure(measure) for measure in fusion.measures.values()]} if fusion.measures else {}),
-        "notes": [*fusion.notes, *(_filled(fusion.overlaps) if "mu" in fusion.parameters else ())],
+        "notes": [*fusion.notes, *(_filled(fusion.overlaps) if _mu(fusion) else ())],
         "left_out": dict(fusion.left_out),
         "trigger_words": {role: words.trigger_words(adapter.metadata) for role, adapter in fusion.inputs.items()},
     }

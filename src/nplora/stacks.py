@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .adapters import Matrix
-from .storage import cast, compute_dtype, wider
+from .storage import cast, compute_dtype, numpy_dtype, wider
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,7 @@ class Stacked:
         return self.parts[0].keys
 
     def read(self) -> NDArray[np.generic]:
-        kinds = {part.dtype for part in self.parts}
-        if len(kinds) == 1:
-            return np.concatenate([part.read() for part in self.parts])
-        return np.concatenate([_wide(part, compute_dtype(kinds)) for part in self.parts])
+        return np.concatenate([_as(part, numpy_dtype(self.dtype)) for part in self.parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,7 @@ class Beside:
         return self.parts[0].keys
 
     def read(self) -> NDArray[np.generic]:
-        return np.concatenate([_wide(part, compute_dtype([self.dtype])) for part in self.parts], axis=1)
+        return np.concatenate([_as(part, numpy_dtype(self.dtype)) for part in self.parts], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +70,23 @@ class Diagonal:
 
     @property
     def dtype(self) -> str:
-        return wider(part.dtype for part in self.parts)
+        return "F32" if compute_dtype([part.dtype for part in self.parts]) == np.float32 else "F64"
 
     @property
     def keys(self) -> tuple[str, ...]:
         return self.parts[0].keys
 
     def read(self) -> NDArray[np.generic]:
-        out = np.zeros(self.shape, compute_dtype([self.dtype]))
+        out = np.zeros(self.shape, numpy_dtype(self.dtype))
         row = column = 0
         for part, factor in zip(self.parts, self.factors, strict=True):
             rows, columns = part.shape
-            out[row : row + rows, column : column + columns] = factor * _wide(part, out.dtype)
+            out[row : row + rows, column : column + columns] = factor * _as(part, out.dtype)
             row, column = row + rows, column + columns
         return out
 
 
-def _wide(matrix: Matrix, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _as(matrix: Matrix, dtype: np.dtype[Any]) -> NDArray[Any]:
     return cast(np.ascontiguousarray(matrix.read()), dtype)
 
 

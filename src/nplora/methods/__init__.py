@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from ..algebra import Array, Grams
 from ..errors import UsageError
-from ..parameters import PROTECT, SEED, SIDE, Parameter
+from ..parameters import CALIBRATE, PROTECT, SEED, SIDE, Parameter
 
 Function = Callable[..., "Result"]
 MergeFunction = Callable[..., "Product"]
@@ -30,12 +30,13 @@ class Result:
 
     ``C`` (..., r_c, r_s) are the coefficients of ``A_c' = A_c - C A_s``; ``inside`` (...,) is
     ``||dW_c V||_F^2`` before scales, the subject's energy in the protected directions; ``protected``
-    (...,) counts those directions.
+    (...,) counts those directions. ``gain`` (...,), if a method has one, multiplies what is left of the subject.
     """
 
     C: Array
     inside: Array
     protected: Array
+    gain: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,14 @@ class Method:
     rewrites: bool = True
 
     @property
+    def least(self) -> int:
+        """How many adapters it needs."""
+        return 2 if self.rewrites else 1
+
+    @property
     def options(self) -> tuple[Parameter, ...]:
         """Its parameters and those that every projection has."""
-        return (*self.parameters, SIDE, PROTECT) if self.rewrites else self.parameters
+        return (*self.parameters, SIDE, PROTECT, CALIBRATE) if self.rewrites else self.parameters
 
     def __call__(self, grams: Grams, **values: object) -> Result:
         return self.function(grams, **values)
@@ -126,6 +132,11 @@ class Merge:
     guarantee: str
     parameters: tuple[Parameter, ...]
     function: MergeFunction
+
+    @property
+    def least(self) -> int:
+        """How many adapters it needs."""
+        return 1
 
     @property
     def options(self) -> tuple[Parameter, ...]:
