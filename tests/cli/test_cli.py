@@ -40,19 +40,45 @@ def test_fuse_quiet(nplora: Nplora) -> None:
 def test_fuse_with_every_option(nplora: Nplora, tmp_path: Path) -> None:
     ran = nplora(
         "fuse cat.safetensors ink.safetensors -o out.safetensors --mu inf --directions 0.9 --side output --device cpu "
-        "--subject-strength -0.5 --style-strength 1.1 --components unet --format diffusers --dtype fp32 "
+        "--subject-strength -0.5 --style-strength 1.1 --strength ink@attention=0.5 --strength 1@mlp=2,*@down=1 --protect ink>cat "
+        "--calibrate 1.5 --components unet --format diffusers --dtype fp32 "
         "--allow-nonfinite --report out.json"
     )
     assert (ran.status, ran.err) == (0, "")
     assert "  left out        3 keys, not among --components: " in ran.out
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["parameters"] == {
-        "mu": "inf", "directions": 0.9, "side": "output", "protect": None, "subject_strength": -0.5, "style_strength": 1.1,
-        "strengths": None, "components": ["unet"], "base": None, "dora": "exact", "format": "diffusers", "dtype": "fp32",
-        "device": "cpu", "strict": False,
+        "mu": "inf", "directions": 0.9, "side": "output", "protect": "2 > 1", "calibrate": 1.5, "subject_strength": -0.5,
+        "style_strength": 1.1, "strengths": ["2@attention=0.5", "1@mlp=2.0", "*@down=1.0"], "components": ["unet"],
+        "base": None, "dora": "exact", "format": "diffusers", "dtype": "fp32", "device": "cpu", "strict": False,
         "allow_nonfinite": True,
     }  # fmt: skip
     assert len(report["left_out"]) == 3
+    assert nplora("verify out.safetensors").status == 0
+
+
+@pytest.mark.usefixtures("pair")
+def test_fuse_three_by_a_merge(nplora: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "fog.safetensors", modules=SD15, seed=3)
+    ran = nplora("fuse cat.safetensors ink.safetensors fog.safetensors -o out.safetensors --method svd --rank 3")
+    assert (ran.status, ran.err) == (0, "")
+    sentence, _, facts = ran.out.partition("\n\n")
+    assert sentence.startswith("Truncated sum: the result holds a at ")
+    assert "% away from the plain sum" in sentence
+    assert "  written         out.safetensors: kohya, rank 3, " in facts
+    assert "  modules         4 fused; 1 of a alone passed through\n" in facts
+    assert nplora("verify out.safetensors").status == 0
+    assert nplora("verify out.safetensors --rank 4").status == 1
+    assert nplora("verify out.safetensors --method linear").status == 1
+
+
+@pytest.mark.usefixtures("pair")
+def test_fuse_three_in_an_order(nplora: Nplora, tmp_path: Path) -> None:
+    make(tmp_path / "fog.safetensors", modules=SD15, seed=3)
+    ran = nplora("fuse cat.safetensors ink.safetensors fog.safetensors -o out.safetensors --protect", "cat > fog = ink")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("b: Unrelated runs (")
+    assert " c: Unrelated runs (" in ran.out
     assert nplora("verify out.safetensors").status == 0
 
 
@@ -358,5 +384,11 @@ def test_methods(nplora: Nplora) -> None:
     )
     assert "  published       arXiv 2511.11051" in out
     data = {method["name"]: method for method in json.loads(nplora("methods --json").out)}
-    assert [parameter["name"] for parameter in data["np"]["parameters"]] == ["mu", "directions", "side", "protect"]
+    assert [parameter["name"] for parameter in data["np"]["parameters"]] == [
+        "mu",
+        "directions",
+        "side",
+        "protect",
+        "calibrate",
+    ]
     assert all(method["formula"] and method["guarantee"] for method in data.values())

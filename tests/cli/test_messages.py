@@ -43,6 +43,27 @@ USAGE = {
         f"no method is called magic: expected one of {', '.join(known_methods())}. nplora methods lists them."
     ),
     f"{FUSE} --method linear --mu 1": "the method linear has no option --mu: expected none of its own.",
+    f"{FUSE} --density 0.5": (
+        "the method np has no option --density: expected --mu, --directions, --side, --protect, --calibrate."
+    ),
+    f"{FUSE} --method svd --mu 1": "the method svd has no option --mu: expected --rank, --seed.",
+    f"{FUSE} --method svd --rank 0": (
+        "rank is out of range: expected a whole number from 1, got '0'. Rank of the result in each module; by default as "
+        "large as all the adapters' ranks together."
+    ),
+    f"{FUSE} --strength ink": (
+        "strengths is out of range: expected WHO@WHERE=NUMBER, or several with commas between them, such as "
+        "style@up=1,style@*=0, got ('ink',). Strengths in parts of the model, such as style@up=0 or cat@*.attn1.*=0.8; the "
+        "first that means a module counts."
+    ),
+    f"{FUSE} --protect ink": (
+        "protect must name every adapter once: expected style > subject, got ink. The first is the most protected; = gives "
+        "two the same priority."
+    ),
+    f"{FUSE} --calibrate 0.5": (
+        "calibrate is out of range: expected a number from 1 to inf, got '0.5'. How far what is left of a projected adapter "
+        "may be scaled up to get its norm back: 1 is not at all, inf wholly."
+    ),
     f"{FUSE} --mux 1": "No such option '--mux'. Did you mean '--mu'? See `nplora fuse --help`.",
     f"{FUSE} --mu": "Option '--mu' requires an argument. See `nplora fuse --help`.",
     f"{FUSE} --mu -1": f"mu is out of range: expected a number from 0 to inf, got '-1'. {MU}",
