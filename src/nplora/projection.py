@@ -207,7 +207,7 @@ def _project_batch(
         B_c, A_c, B_s, A_s = (np.ascontiguousarray(np.swapaxes(x, -1, -2)) for x in (A_c, B_c, A_s, B_s))
     with to_device(device) as place, np.errstate(all="ignore"):
         projected, found = project(place(B_c), place(A_c), place(B_s), place(A_s), method, values)
-        return to_host(projected), _energies(found, jobs)
+        return to_host(projected), energies(found, jobs)
 
 
 def project(
@@ -295,7 +295,8 @@ def _is_finite(*arrays: Any) -> bool:
     return all(bool(namespace(array).all(namespace(array).isfinite(array))) for array in arrays)
 
 
-def _energies(found: tuple[Grams, Result], batch: Sequence[Job]) -> list[Overlap]:
+def energies(found: tuple[Grams, Result], batch: Sequence[Job]) -> list[Overlap]:
+    """What a projection of a batch learned, module by module, from what `project` returned."""
     seen, result = found
     subject, style = inner(seen.G_c, seen.H_c), inner(seen.G_s, seen.H_s)
     overlaps = []
