@@ -43,7 +43,9 @@ def _t5() -> torch.nn.Module:
 
 
 def _vae(channels: int) -> diffusers.AutoencoderKL:
-    return diffusers.AutoencoderKL(latent_channels=channels, block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+    return diffusers.AutoencoderKL(
+        latent_channels=channels, block_out_channels=(8,), norm_num_groups=4, sample_size=8, shift_factor=0.0
+    )
 
 
 def _sd15(channels: tuple[int, ...] = (16, 32, 64, 64), inner: int = 48) -> diffusers.DiffusionPipeline:
@@ -56,6 +58,18 @@ def _sd15(channels: tuple[int, ...] = (16, 32, 64, 64), inner: int = 48) -> diff
         scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def _sd15_small() -> diffusers.DiffusionPipeline:
+    """Two blocks down and two up instead of four: quick to render."""
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), cross_attention_dim=768, attention_head_dim=2, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+    )  # fmt: skip
+    pipe = _sd15()
+    pipe.register_modules(unet=unet)
+    return pipe
 
 
 def _sdxl(
@@ -168,6 +182,8 @@ _BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "sd35-wide": lambda: _widened(_sd3, 24, 64, (3072, 5120)),
     "qwen-image-wide": lambda: _widened(_qwen_image, 24, 128),
     "wan-wide": lambda: _widened(_wan, 12, 128, 8960),
+    "sd15-small": _sd15_small,
+    "sdxl-small": lambda: _sdxl((8, 16, 16), (1, 1, 1)),
 }
 KINDS = tuple(_BUILDERS)  # the seed is the place in this list: append only
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from ..layouts import Layout, Part
 from . import Description, Format, Place, Spelling, Written, strip_prefix
@@ -26,8 +27,14 @@ def spell(component: str, name: str, layout: Layout | None) -> Spelling | None:
 def describe(written: Written) -> Description:
     """``lora_adapter_metadata``, where ranks differ: diffusers before 0.40 would apply the first rank to all.
 
-    It speaks of every component then: diffusers takes PEFT's defaults for one that it says nothing of.
+    It speaks of every component then: diffusers takes PEFT's defaults for one that it says nothing of. Components are
+    called as the file's keys call them, which for a model that is not recognised is all there is.
     """
+    names = {name: written.modules.get(name, name) for name in written.ranks}
+    if any(f"{name.partition('.')[0]}." not in dict(PREFIXES) for name in names.values()):
+        return Description()
+    ranks = {names[name]: rank for name, rank in written.ranks.items()}
+    written = replace(written, ranks=ranks, scales={names[name]: scale for name, scale in written.scales.items()})
     configs = {component: ranks_and_alphas(written, component) for component in written.components}
     table: dict[str, object] = {}
     if any(config["rank_pattern"] for config in configs.values()):

@@ -23,22 +23,22 @@ REFUSED = {
 class Held:
     """A factor of a PEFT layer as a matrix: the model's own numbers, on their device."""
 
-    tensor: Any  # (rows, columns)
+    numbers: Any  # (rows, columns)
     keys: tuple[str, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
-        rows, columns = self.tensor.shape
+        rows, columns = self.numbers.shape
         return int(rows), int(columns)
 
     @property
     def dtype(self) -> str:
         """What must be equal for matrices to be stacked: number type and device."""
-        return f"{self.tensor.dtype} on {self.tensor.device}"
+        return f"{self.numbers.dtype} on {self.numbers.device}"
 
     def read(self) -> NDArray[np.generic]:
         """The numbers on the host, in float32 or float64."""
-        wide = self.tensor.detach().cpu()
+        wide = self.numbers.detach().cpu()
         return np.asarray((wide if wide.element_size() == 8 else wide.float()).numpy())
 
 
@@ -150,8 +150,11 @@ def _share(layer: Any, adapter: str, name: str, strength: float) -> Share | None
     factor = strength * float(layer.scaling[adapter])
     if factor == 0:
         return None
-    held = (Held(t.detach().flatten(1), (f"{name} ({adapter}, {side})",)) for t, side in ((up, "up"), (down, "down")))
-    return Share(*held, factor)
+    return Share(_held(up, name, adapter, "up"), _held(down, name, adapter, "down"), factor)
+
+
+def _held(tensor: Any, name: str, adapter: str, side: str) -> Held:
+    return Held(tensor.detach().flatten(1), (f"{name} ({adapter}, {side})",))
 
 
 def _require_plain_layer(layer: Any, adapter: str, name: str) -> None:
@@ -189,7 +192,9 @@ def require_adapters(models: Mapping[str, Any], asked: tuple[str, ...], new: str
                 "adapter_name=...).",
             )  # fmt: skip
     if len(set(asked)) < len(asked):
-        raise UsageError("an adapter cannot be fused with itself", got=", ".join(asked), hint="Name different adapters.")
+        raise UsageError(
+            "an adapter cannot be fused with itself", got=", ".join(asked), hint="Name different adapters."
+        )
     if new in known:
         raise UsageError(
             f"an adapter is called {new!r} already", hint="Choose another name, or delete that adapter first."

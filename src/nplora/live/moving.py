@@ -1,4 +1,4 @@
-"""The one factor that a fusion changes, kept so that mu can be turned without computing anything again.
+"""The one factor that a projection changes, kept so that mu can be turned without computing anything again.
 
 ``A_c(g) = A_c - g D`` with ``g = mu/(1+mu)`` and D the part of the subject inside the protected directions (for the
 output side likewise with B_c): one fused multiply-add for each layer.
@@ -7,55 +7,47 @@ output side likewise with B_c): one fused multiply-add for each layer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..methods import Method
 from ..parameters import attenuation
 from ..projection import Job, Overlap, batches_of, energies, project, require_finite
-from .layers import Held, Place
+from .layers import Held
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moving:
-    """The subject's factor that a method changes, as a matrix whose rows are directions of the protected side.
+    """The subject's factor that a projection changes, as a matrix with a row for each of its ranks.
 
-    ``base`` (r_c, n) is the factor itself (B_c^T for the output side), ``inside`` (r_c, n) what is subtracted in full
-    at mu = inf; None for a method that is not linear in g, which has given ``fixed`` instead.
+    ``base`` (r_c, n) is the factor itself (A_c, or B_c^T for the output side) in its own number type. ``change``
+    (r_c, n) float32 is what is subtracted: at mu = inf where the method is linear in g, else at the mu of ``values``.
     """
 
     base: Any
-    inside: Any | None
-    fixed: Any | None
+    change: Any
     side: str
+    factor: float  # of the subject: strength * PEFT's scaling
     method: Method
     values: Mapping[str, object]
 
-    def at(self, mu: float) -> Any:
-        """The factor at a mu, in float32 or wider."""
+    @property
+    def rank(self) -> int:
+        return int(self.base.shape[0])
+
+    def now(self) -> Any:
+        """The projected factor (r_c, n), float32 or wider."""
         import torch
 
-        if self.inside is None:
-            return self.fixed
-        return torch.sub(self.base, self.inside, alpha=attenuation(mu))
+        share = attenuation(float(str(self.values["mu"]))) if self.method.linear else 1.0
+        base = self.base.to(self.change.dtype) if self.base.element_size() == 1 else self.base  # fp8 cannot be added
+        return torch.sub(base, self.change, alpha=share)
 
-    def to(self, device: Any) -> Moving:
-        """The same on another device."""
-        moved = (None if t is None else t.to(device) for t in (self.base, self.inside, self.fixed))
-        return Moving(*moved, self.side, self.method, self.values)
-
-
-def jobs_of(places: Iterable[Place], side: str) -> dict[str, Job]:
-    """Path in its component -> projection, for each place that subject and style both change."""
-    jobs = {}
-    for place in places:
-        subject, style = place.shares
-        if subject is not None and style is not None:
-            factors = (subject.factor, style.factor)
-            jobs[place.name] = Job(
-                place.name, place.name, (subject.up, subject.down), (style.up, style.down), factors, side
-            )
-    return jobs
+    def on(self, device: Any) -> Moving:
+        """The same with its numbers on a device."""
+        if self.base.device == device:
+            return self
+        return replace(self, base=self.base.to(device), change=self.change.to(device))
 
 
 def compute(
@@ -87,32 +79,38 @@ def _run(
     import torch
 
     side = batch[0].side
-    stacks = [_stack(matrices) for matrices in zip(*((*job.subject, *job.style) for job in batch), strict=True)]
+    stacks = (_stack(matrices) for matrices in zip(*((*job.subject, *job.style) for job in batch), strict=True))
+    B_c, A_c, B_s, A_s = stacks
     if side == "output":  # the same on transposed updates: dW^T = A^T B^T
-        stacks = [stacks[i].mT.contiguous() for i in (1, 0, 3, 2)]
-    linear = method.linear and "mu" in values
-    projected, state = project(*stacks, method, {**values, "mu": float("inf")} if linear else values)
+        B_c, A_c, B_s, A_s = (stack.mT.contiguous() for stack in (A_c, B_c, A_s, B_s))
+    projected, state = project(B_c, A_c, B_s, A_s, method, {**values, "mu": float("inf")} if method.linear else values)
     seen = energies(state, batch)
-    if not allow_nonfinite and not all(_is_finite(overlap) for overlap in seen):
+    if not allow_nonfinite and not all(abs(one.subject) + abs(one.style) < float("inf") for one in seen):
         for job in batch:
             require_finite(job)
-    moved = (stacks[1] - projected if linear else projected).to(torch.float32)
+    change = (A_c - projected).to(torch.float32)
     found = []
     for index, job in enumerate(batch):
-        held = job.subject[1] if side == "input" else job.subject[0]
-        assert isinstance(held, Held)
-        base = held.tensor.clone() if side == "input" else held.tensor.T.clone()
-        kept = moved[index].clone()
-        found.append(Moving(base, kept if linear else None, None if linear else kept, side, method, values))
+        tensor = numbers_of(job.subject[1 if side == "input" else 0])
+        base = (tensor if side == "input" else tensor.T).clone(memory_format=torch.contiguous_format)
+        found.append(Moving(base, change[index].clone(), side, job.factors[0], method, values))
     return found, seen
-
-
-def _is_finite(overlap: Overlap) -> bool:
-    return abs(overlap.subject) + abs(overlap.style) < float("inf")
 
 
 def _stack(matrices: Sequence[Any]) -> Any:
     import torch
 
-    wide = torch.float32 if matrices[0].tensor.device.type == "mps" else torch.float64
-    return torch.stack([matrix.tensor.to(wide) for matrix in matrices])
+    return torch.stack([wide(matrix.numbers) for matrix in matrices])
+
+
+def wide(tensor: Any) -> Any:
+    """The tensor in the type that is computed in."""
+    import torch
+
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def numbers_of(matrix: Any) -> Any:
+    """The tensor behind a factor of a layer."""
+    assert isinstance(matrix, Held)
+    return matrix.numbers

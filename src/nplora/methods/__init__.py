@@ -44,6 +44,7 @@ class Method:
     """A registered projection: its function, its parameters as data, its reference and what it promises.
 
     ``rewrites`` is False for a method that changes no factor and only looks at the overlap.
+    ``linear`` says that ``C`` is ``g = mu/(1+mu)`` times what it is at mu = inf: then a live model turns mu for free.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Method:
     formula: str = ""
     guarantee: str = ""
     rewrites: bool = True
+    linear: bool = False
 
     @property
     def least(self) -> int:
@@ -78,12 +80,13 @@ def method(
     formula: str = "",
     guarantee: str = "",
     rewrites: bool = True,
+    linear: bool = False,
 ) -> Callable[[Function], Method]:
     """Register the decorated function as a projection; without a formula its docstring's first line is shown."""
 
     def register(function: Function) -> Method:
         shown = formula or (function.__doc__ or "").strip().partition("\n")[0].replace("``", "")
-        return Method(name, title, reference, parameters, function, shown, guarantee, rewrites)
+        return Method(name, title, reference, parameters, function, shown, guarantee, rewrites, linear)
 
     return register
 

@@ -14,6 +14,7 @@ from . import Result, method
     parameters=(MU, DIRECTIONS),
     formula="dW = w_s dW_s + w_c dW_c (I - g V V^T) with g = mu / (1 + mu)",
     guarantee="The subject's response in the style's directions is divided by 1 + mu (0 for mu = inf). Exact.",
+    linear=True,
 )
 def np_projection(grams: Grams, *, mu: float = 0.5, directions: str | int | float = "all") -> Result:
     """``dW_c (I - g V V^T)`` with ``g = mu / (1 + mu)`` and V the style's right singular vectors (Eq. 12).

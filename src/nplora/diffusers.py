@@ -1,0 +1,114 @@
+"""Fuse the adapters that are loaded in a diffusers pipeline, and turn mu between two pictures.
+
+>>> import nplora.diffusers
+>>> pipe.load_lora_weights("cat.safetensors", adapter_name="cat")  # doctest: +SKIP
+>>> pipe.load_lora_weights("ink.safetensors", adapter_name="ink")  # doctest: +SKIP
+>>> nplora.diffusers.fuse_adapters(pipe, subject="cat", style="ink", mu=0.5).sentence  # doctest: +SKIP
+>>> nplora.diffusers.set_mu(pipe, 1.0)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from .errors import UsageError
+from .live.fusing import LiveFusion, fuse_models, set_mu_models
+from .live.layers import lora_layers
+
+
+def fuse_adapters(
+    pipe: Any,
+    subject: str,
+    style: str,
+    *,
+    name: str = "fused",
+    method: str = "np",
+    components: Sequence[str] | None = None,
+    **parameters: Any,
+) -> LiveFusion:
+    """Fuse two loaded adapters of a pipeline into a new one, on its device, and make that the active one.
+
+    The denoiser and the text encoders are treated alike. Each adapter counts as strongly as PEFT's scaling says at the
+    moment (alpha / rank, times the weight of `pipe.set_adapters`), times its strength here. The base weights are
+    neither read nor copied, so quantised and fp8-cast models work. Both adapters stay loaded, inactive; for less
+    memory, `pipe.delete_adapters` them. Offloading hooks are taken off and put on again, as by `load_lora_weights`.
+
+    Args:
+        pipe: a diffusers pipeline with the two adapters loaded.
+        subject, style: their names.
+        name: of the new adapter, of rank r_c + r_s in each layer that both change.
+        method: of `nplora methods`.
+        components: only these, for example ["unet"]; by default every one that has one of the adapters.
+        **parameters: the method's (mu, directions, ...), side, subject_strength, style_strength, allow_nonfinite.
+
+    Returns:
+        What was done: counts, overlaps, `sentence` and `advice`.
+
+    Raises:
+        UsageError: an adapter is unknown, the name is taken, a parameter is out of range.
+        InputError: an adapter is of a kind that cannot be fused in a model (DoRA, LoKr, ...), or holds NaN or infinity.
+    """
+    models = _models(pipe, components)
+    with _without_hooks(pipe):
+        done = fuse_models(models, subject, style, method, name, parameters)
+    pipe.set_adapters(name)
+    return done
+
+
+def set_mu(pipe: Any, mu: float | str, name: str = "fused") -> None:
+    """Turn mu of a fused adapter in place: one multiply-add for each layer, no new tensors, nothing recompiled.
+
+    0 is plain addition of the two, "inf" the hard projection.
+
+    Raises:
+        UsageError: mu is out of range, or there is no such adapter.
+    """
+    models = _models(pipe, None)
+    away = any(
+        layer.lora_A[name].weight.device.type == "meta"
+        for model in models.values()
+        for _, layer in lora_layers(model)
+        if name in layer.lora_A
+    )
+    if not away:
+        set_mu_models(models, mu, name)
+        return
+    with _without_hooks(pipe):  # sequential offloading keeps the numbers elsewhere between two runs
+        set_mu_models(models, mu, name)
+
+
+def _models(pipe: Any, components: Sequence[str] | None) -> dict[str, Any]:
+    loadable = list(getattr(pipe, "_lora_loadable_modules", ()))
+    models = {label: getattr(pipe, label, None) for label in loadable}
+    known = {label: model for label, model in models.items() if model is not None}
+    if not known:
+        raise UsageError(
+            "the pipeline takes no LoRA", got=type(pipe).__name__, hint="Give the pipeline, not one of its models."
+        )
+    unknown = [label for label in components or () if label not in known]
+    if unknown:
+        raise UsageError(f"no component is called {', '.join(unknown)}", expected=" or ".join(known))
+    return {label: model for label, model in known.items() if components is None or label in components}
+
+
+@contextmanager
+def _without_hooks(pipe: Any) -> Iterator[None]:
+    """Offloading off and on again, by the function with which diffusers' own loaders do it."""
+    import torch
+
+    model, sequential, group = pipe._optionally_disable_offloading(pipe)  # noqa: SLF001 - there is no public one
+    try:
+        yield
+    finally:
+        if model:
+            pipe.enable_model_cpu_offload(device=pipe._offload_device)  # noqa: SLF001 - as it was asked for
+        elif sequential:
+            pipe.enable_sequential_cpu_offload(device=pipe._offload_device)  # noqa: SLF001 - likewise
+        elif group:
+            from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+
+            for component in pipe.components.values():
+                if isinstance(component, torch.nn.Module):
+                    _maybe_remove_and_reapply_group_offloading(component)

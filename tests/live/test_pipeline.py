@@ -1,0 +1,415 @@
+"""Fusing inside a diffusers pipeline: products, strengths, the pipeline's own verbs, offloading, number types, memory."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+for _package in ("torch", "diffusers", "transformers", "peft"):
+    pytest.importorskip(_package, reason=f"no {_package}: there is no pipeline to fuse in")
+
+import numpy as np
+import torch
+
+from consumers.tiny import tiny_pipeline
+from live.dense import assert_close, deltas, projected
+from live.pictures import PAIRS, paint
+from nplora import InputError, UsageError
+from nplora.diffusers import fuse_adapters, set_mu
+
+pytestmark = [
+    pytest.mark.consumer,
+    pytest.mark.filterwarnings(
+        "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+    ),  # peft, of transformers
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),  # two adapters are what is meant
+]
+
+WAN = PAIRS["Wan"]
+BOTH = "blocks.0.attn1.to_q"  # a layer that both change
+STYLE_ALONE = "blocks.0.attn1.to_k"
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan")
+    return {
+        name: inputs.make(folder / name, "wan", seed).path
+        for seed, (name, inputs) in enumerate({"cat": WAN.subject, "ink": WAN.style}.items())
+    }
+
+
+@pytest.fixture
+def pipe(paths):
+    """A pipeline of its own with a subject "cat" and a style "ink", both inactive in turn."""
+    pipe = copy.deepcopy(tiny_pipeline("wan"))
+    for name, path in paths.items():
+        pipe.load_lora_weights(path, adapter_name=name)
+    return pipe
+
+
+def expected(pipe, mu=0.5, side="input", strengths=(1.0, 1.0)) -> dict[str, np.ndarray]:
+    """The dense fusion of what the two adapters are at the moment."""
+    cat, ink = (deltas(pipe.transformer, name) for name in ("cat", "ink"))
+    w_c, w_s = strengths
+    subjects = {path: projected(d, ink[path], mu, side) if path in ink else d for path, d in cat.items()}
+    return {
+        path: w_c * subjects.get(path, 0) + w_s * ink.get(path, 0) for path in (*cat, *(p for p in ink if p not in cat))
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- products
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("mu", [0.0, 0.5, float("inf")])
+def test_products_are_the_dense_fusion(pipe, mu, side):
+    fuse_adapters(pipe, "cat", "ink", mu=mu, side=side)
+    assert_close(deltas(pipe.transformer, "fused"), expected(pipe, mu, side))
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_turning_mu_gives_bit_for_bit_what_fusing_at_it_gives(pipe, side):
+    fuse_adapters(pipe, "cat", "ink", mu=0.2, side=side, name="turned", subject_strength=0.7)
+    fuse_adapters(pipe, "cat", "ink", mu="inf", side=side, name="fixed", subject_strength=0.7)
+    set_mu(pipe, "inf", name="turned")
+    turned, fixed = (deltas(pipe.transformer, name) for name in ("turned", "fixed"))
+    assert all(np.array_equal(turned[path], fixed[path]) for path in fixed)
+
+
+def test_directions_reach_the_method(pipe):
+    fuse_adapters(pipe, "cat", "ink", mu="inf", directions=1)
+    ink, cat = deltas(pipe.transformer, "ink"), deltas(pipe.transformer, "cat")
+    _, _, Vt = np.linalg.svd(ink[BOTH])
+    wanted = ink[BOTH] + cat[BOTH] @ (np.eye(Vt.shape[1]) - np.outer(Vt[0], Vt[0]))
+    assert_close({BOTH: deltas(pipe.transformer, "fused")[BOTH]}, {BOTH: wanted})
+
+
+@pytest.mark.parametrize("strengths", [(0.5, 1.0), (-1.0, 2.0), (1.0, 0.0)])
+def test_strength_means_strength_of_the_product(pipe, strengths):
+    wanted = expected(pipe, 0.5 if strengths[1] else 0.0, strengths=strengths)
+    wanted = {path: delta for path, delta in wanted.items() if np.any(delta)}
+    fuse_adapters(pipe, "cat", "ink", subject_strength=strengths[0], style_strength=strengths[1])
+    assert_close(deltas(pipe.transformer, "fused"), wanted)
+
+
+def test_weights_of_set_adapters_count(pipe):
+    pipe.set_adapters(["cat", "ink"], [0.25, 3.0])
+    wanted = expected(pipe)
+    fuse_adapters(pipe, "cat", "ink")
+    assert_close(deltas(pipe.transformer, "fused"), wanted)
+    pipe.set_adapters(["cat", "ink"], [1.0, 1.0])
+    assert not np.allclose(wanted[BOTH], expected(pipe)[BOTH])
+
+
+def test_every_merge_gives_its_own_product(pipe):
+    """`cat` of two parts is their sum: the same as mu = 0."""
+    from nplora.methods import all_merges
+
+    for method in all_merges():
+        fuse_adapters(pipe, "cat", "ink", method=method, name=f"by-{method}")
+        assert deltas(pipe.transformer, f"by-{method}").keys() == expected(pipe).keys()
+
+
+# ------------------------------------------------------------------------------------------- the pipeline's own verbs
+
+
+def test_the_new_adapter_is_active_and_the_pipeline_s_verbs_go_on_working(pipe):
+    before = paint(copy.deepcopy(tiny_pipeline("wan")), 16)
+    fuse_adapters(pipe, "cat", "ink", name="mix")
+    assert pipe.get_active_adapters() == ["mix"]
+    assert pipe.get_list_adapters() == {"transformer": ["cat", "ink", "mix"]}
+    mixed = paint(pipe, 16)
+    pipe.set_adapters("cat")
+    assert not np.array_equal(paint(pipe, 16), mixed)
+    pipe.set_adapters("mix")
+    pipe.delete_adapters(["cat", "ink"])
+    assert np.array_equal(paint(pipe, 16), mixed)
+    set_mu(pipe, 3.0, "mix")  # needs neither of the two
+    assert not np.array_equal(paint(pipe, 16), mixed)
+    pipe.unload_lora_weights()
+    assert np.array_equal(paint(pipe, 16), before)
+    assert not [name for name, _ in pipe.transformer.named_modules() if "lora" in name]
+
+
+def test_a_fused_adapter_scales_like_any_other(pipe):
+    fuse_adapters(pipe, "cat", "ink")
+    full = deltas(pipe.transformer, "fused")
+    pipe.set_adapters("fused", 0.5)
+    assert_close(deltas(pipe.transformer, "fused"), {path: 0.5 * delta for path, delta in full.items()})
+
+
+def test_rank_and_memory_addresses_stay_when_mu_is_turned(pipe):
+    """So that a compiled model is not compiled again."""
+    fuse_adapters(pipe, "cat", "ink")
+    layer = pipe.transformer.get_submodule(BOTH)
+    weights = layer.lora_A["fused"].weight, layer.lora_B["fused"].weight
+    before = [(weight.data_ptr(), weight.shape) for weight in weights]
+    set_mu(pipe, 2.0)
+    assert [(weight.data_ptr(), weight.shape) for weight in weights] == before
+    assert layer.lora_A["fused"].weight is weights[0]
+    assert layer.scaling["fused"] == 1.0
+    assert weights[0].shape[0] == 4 + 2
+
+
+def test_a_fused_adapter_saved_by_diffusers_loads_with_the_same_product(pipe, tmp_path):
+    from peft.utils import get_peft_model_state_dict
+
+    fuse_adapters(pipe, "cat", "ink")
+    wanted = deltas(pipe.transformer, "fused")
+    state = get_peft_model_state_dict(pipe.transformer, adapter_name="fused")
+    pipe.save_lora_weights(tmp_path, transformer_lora_layers=state)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors", adapter_name="again")
+    assert_close(deltas(pipe.transformer, "again"), wanted, 1e-12)
+
+
+def test_components_may_be_chosen(tmp_path):
+    pair = PAIRS["SD1.5"]
+    pipe = copy.deepcopy(tiny_pipeline(pair.kind))
+    for seed, (name, inputs) in enumerate({"cat": pair.subject, "ink": pair.style}.items()):
+        pipe.load_lora_weights(inputs.make(tmp_path / name, pair.kind, seed).path, adapter_name=name)
+    fuse_adapters(pipe, "cat", "ink", name="words", components=["text_encoder"])
+    assert pipe.get_list_adapters() == {"unet": ["cat", "ink"], "text_encoder": ["cat", "ink", "words"]}
+    done = fuse_adapters(pipe, "cat", "ink")
+    assert {overlap.name.partition(".")[0] for overlap in done.overlaps} == {"unet", "text_encoder"}
+    cat, ink = (deltas(pipe.unet, name) for name in ("cat", "ink"))  # convolutions are flattened to in * kh * kw
+    path = next(path for path in cat if path.endswith("conv1"))
+    assert_close({path: deltas(pipe.unet, "fused")[path]}, {path: ink[path] + projected(cat[path], ink[path])})
+
+
+# --------------------------------------------------------------------------------- offloading, number types, memory
+
+
+@pytest.mark.parametrize("how", ["model", "leaf_level", "block_level"])
+def test_offloading_goes_on_and_the_picture_is_the_same(pipe, how):
+    plain = copy.deepcopy(pipe)
+    fuse_adapters(plain, "cat", "ink")
+    cpu = torch.device("cpu")
+    if how == "model":
+        pipe.enable_model_cpu_offload(device=cpu)
+    else:
+        pipe.transformer.enable_group_offload(cpu, offload_type=how, num_blocks_per_group=1)
+    paint(pipe, 16)
+    fuse_adapters(pipe, "cat", "ink")
+    for mu in (0.5, 2.0):
+        set_mu(pipe, mu)
+        set_mu(plain, mu)
+        assert np.array_equal(paint(pipe, 16), paint(plain, 16))
+    assert hasattr(pipe.transformer, "_hf_hook" if how == "model" else "_diffusers_hook")
+
+
+def test_sequential_offloading_keeps_the_new_adapter_away_from_the_device(pipe):
+    """accelerate itself cannot run it with a CPU as the device, so the picture is painted after it is taken off."""
+    plain = copy.deepcopy(pipe)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    for one in (pipe, plain):
+        fuse_adapters(one, "cat", "ink")
+        set_mu(one, 2.0)
+    assert {weight.device.type for weight in pipe.transformer.parameters()} == {"meta"}
+    pipe.remove_all_hooks()
+    assert np.array_equal(paint(pipe, 16), paint(plain, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_factors_are_rounded_once(pipe, dtype):
+    pipe.to(dtype)
+    fuse_adapters(pipe, "cat", "ink", mu=1.0)
+    layer = pipe.transformer.get_submodule(BOTH)
+    assert layer.lora_A["fused"].weight.dtype == layer.lora_B["fused"].weight.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    assert_close(deltas(pipe.transformer, "fused"), expected(pipe, 1.0), 2 * eps)
+    assert np.isfinite(paint(pipe, 16)).all()
+
+
+def test_an_fp8_cast_base_keeps_its_numbers(pipe):
+    pipe.to(torch.bfloat16)
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    layer = pipe.transformer.get_submodule(BOTH)
+    base = layer.base_layer.weight.clone()
+    pipe.set_adapters(["cat", "ink"])
+    both = paint(pipe, 16)
+    fuse_adapters(pipe, "cat", "ink", mu=0)
+    assert layer.base_layer.weight.dtype == torch.float8_e4m3fn
+    assert torch.equal(layer.base_layer.weight.view(torch.uint8), base.view(torch.uint8))
+    assert layer.lora_A["fused"].weight.dtype == torch.bfloat16
+    assert np.abs(paint(pipe, 16) - both).max() < 0.02 * np.abs(both).max()  # bfloat16: 2^-8, through two steps
+
+
+def test_adapters_loaded_into_an_fp8_cast_base_give_a_bfloat16_one(paths):
+    """diffusers stores them in fp8 then, and cannot run them on a CPU; the fused one can be run."""
+    pipe = copy.deepcopy(tiny_pipeline("wan")).to(torch.bfloat16)
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    for name, path in paths.items():
+        pipe.load_lora_weights(path, adapter_name=name)
+    fuse_adapters(pipe, "cat", "ink")
+    assert pipe.transformer.get_submodule(BOTH).lora_A["fused"].weight.dtype == torch.bfloat16
+    assert_close(deltas(pipe.transformer, "fused"), expected(pipe), 2 * torch.finfo(torch.bfloat16).eps)
+    assert np.isfinite(paint(pipe, 16)).all()
+
+
+class _Packed(torch.nn.Linear):
+    """A quantised layer as PEFT sees one: integers of another shape, unpacked only in its own forward."""
+
+    def __init__(self, full: torch.nn.Linear) -> None:
+        super().__init__(full.in_features, full.out_features, bias=full.bias is not None)
+        self.scale = full.weight.detach().abs().max() / 127
+        packed = torch.round(full.weight.detach() / self.scale).to(torch.int8).reshape(-1, 1)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+        self.bias = full.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.reshape(self.out_features, self.in_features) * self.scale
+        return torch.nn.functional.linear(x, weight, self.bias)
+
+
+def test_a_quantised_base_is_never_read(paths):
+    """bitsandbytes is not installed here: a stand-in that packs its weight as bitsandbytes does."""
+    pipe = copy.deepcopy(tiny_pipeline("wan"))
+    for block in pipe.transformer.blocks:
+        for part in ("to_q", "to_k", "to_v"):
+            setattr(block.attn1, part, _Packed(getattr(block.attn1, part)))
+    for name, path in paths.items():
+        pipe.load_lora_weights(path, adapter_name=name)
+    pipe.set_adapters(["cat", "ink"])
+    both = paint(pipe, 16)
+    fuse_adapters(pipe, "cat", "ink", mu=0)
+    assert np.abs(paint(pipe, 16) - both).max() < 1e-5 * np.abs(both).max()
+    assert_close(deltas(pipe.transformer, "fused"), expected(pipe, 0.0))
+
+
+def test_nothing_of_the_base_is_copied(pipe):
+    def storages() -> dict[int, int]:
+        parts = (*pipe.transformer.parameters(), *pipe.transformer.buffers())
+        return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+
+    before = storages()
+    fuse_adapters(pipe, "cat", "ink")
+    new = sum(size for pointer, size in storages().items() if pointer not in before)
+    assert before.items() <= storages().items()
+    layers = [pipe.transformer.get_submodule(path) for path in deltas(pipe.transformer, "fused")]
+    factors = [part["fused"].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+    assert new == sum(factor.numel() * factor.element_size() for factor in factors)
+    kept = [layer.lora_dropout["fused"].nplora for layer in layers if hasattr(layer.lora_dropout["fused"], "nplora")]
+    assert sum(one.base.nbytes + one.change.nbytes for one in kept) < new  # only the subject's down factors, twice
+
+
+def test_it_works_in_inference_mode_and_under_autocast(pipe):
+    wanted = expected(pipe)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        fuse_adapters(pipe, "cat", "ink", mu=0)
+    set_mu(pipe, 0.5)
+    assert_close(deltas(pipe.transformer, "fused"), wanted)
+
+
+# ------------------------------------------------------------------------------------------------------- messages
+
+
+def message(call, kind=UsageError) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_messages(pipe):
+    assert message(lambda: fuse_adapters(pipe, "dog", "ink")) == (
+        "no adapter is called 'dog': expected cat or ink. Load it first: pipe.load_lora_weights(..., adapter_name=...), "
+        "model.load_adapter(..., adapter_name=...)."
+    )
+    assert message(lambda: fuse_adapters(pipe, "cat", "cat")) == (
+        "an adapter cannot be fused with itself: got cat, cat. Name different adapters."
+    )
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", name="ink")) == (
+        "an adapter is called 'ink' already. Choose another name, or delete that adapter first."
+    )
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", mu=-1)).startswith(
+        "mu is out of range: expected a number from 0 to inf, got -1."
+    )
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", strength=2)).startswith("unknown parameter 'strength'")
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", method="magic")).startswith("no method is called 'magic'")
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", components=["unet"])) == (
+        "no component is called unet: expected transformer or transformer_2."
+    )
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", subject_strength=0, style_strength=0)) == (
+        "nothing is left to fuse. Check the two strengths and the adapters' own scales."
+    )
+    assert message(lambda: set_mu(pipe, 1.0)) == (
+        "no adapter 'fused' with a mu is in the model. Make one first: fuse_adapters(...) with method np."
+    )
+    assert message(lambda: fuse_adapters(pipe.transformer, "cat", "ink")) == (
+        "the pipeline takes no LoRA: got WanTransformer3DModel. Give the pipeline, not one of its models."
+    )
+    pipe.fuse_lora(components=["transformer"])
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink")) == (
+        f"{'transformer.' + BOTH}: adapters are merged into the base weights: got ink. Take them out first: "
+        "pipe.unfuse_lora() in diffusers, model.unmerge_adapter() in PEFT."
+    )
+    assert "fused" not in pipe.get_list_adapters()["transformer"]
+
+
+def test_a_factor_that_is_not_finite_is_named(pipe):
+    layer = pipe.transformer.get_submodule(BOTH)
+    layer.lora_B["cat"].weight.data[0, 0] = float("nan")
+    text = message(lambda: fuse_adapters(pipe, "cat", "ink"), InputError)
+    assert f"transformer.{BOTH} (cat, up)" in text
+    assert "NaN" in text
+    fuse_adapters(pipe, "cat", "ink", allow_nonfinite=True)
+
+
+def test_a_passed_factor_that_is_not_finite_is_named(pipe):
+    pipe.transformer.get_submodule(STYLE_ALONE).lora_A["ink"].weight.data[0, 0] = float("inf")
+    text = message(lambda: fuse_adapters(pipe, "cat", "ink"), InputError)
+    assert f"transformer.{STYLE_ALONE} (ink, down)" in text
+
+
+def test_a_number_that_does_not_fit_half_precision_is_an_error(pipe):
+    pipe.to(torch.float16)
+    text = message(lambda: fuse_adapters(pipe, "cat", "ink", style_strength=1e8))
+    assert text.endswith(
+        "a fused number does not fit the adapters' number type: got torch.float16. Load the adapters in bfloat16 or "
+        "float32, or lower the strengths."
+    )
+
+
+def test_dora_is_refused_by_name(pipe, tmp_path):
+    from peft import LoraConfig
+
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["attn1.to_q"], use_dora=True), "dora")
+    assert message(lambda: fuse_adapters(pipe, "dora", "ink"), InputError) == (
+        f"transformer.{BOTH}: this layer cannot be fused in a model: DoRA is more than two factors: got adapter dora. "
+        "Fuse the files with nplora.fuse, or train without it."
+    )
+
+
+def test_another_kind_of_adapter_is_refused_by_name(paths, tmp_path):
+    from peft import LoKrConfig, inject_adapter_in_model
+
+    pipe = copy.deepcopy(tiny_pipeline("wan"))
+    inject_adapter_in_model(LoKrConfig(r=2, target_modules=["attn1.to_q"]), pipe.transformer, "lokr")
+    pipe.transformer._hf_peft_config_loaded = True
+    pipe.load_lora_weights(paths["ink"], adapter_name="ink")
+    assert message(lambda: fuse_adapters(pipe, "lokr", "ink"), InputError) == (
+        "adapter lokr in transformer: only LoRA adapters can be fused in a model: expected LORA, got LOKR. Fuse its "
+        "file with nplora.fuse, which reads more kinds, and load the result."
+    )
+
+
+def test_a_failure_in_one_component_leaves_the_others_as_they_were(tmp_path, monkeypatch):
+    pair = PAIRS["SD1.5"]
+    pipe = copy.deepcopy(tiny_pipeline(pair.kind))
+    for seed, (name, inputs) in enumerate({"cat": pair.subject, "ink": pair.style}.items()):
+        pipe.load_lora_weights(inputs.make(tmp_path / name, pair.kind, seed).path, adapter_name=name)
+    layer = pipe.text_encoder.get_submodule("encoder.layers.0.self_attn.q_proj")
+    layer.lora_A["cat"].weight.data[0, 0] = float("nan")
+    message(lambda: fuse_adapters(pipe, "cat", "ink"), InputError)
+    assert pipe.get_list_adapters() == {"unet": ["cat", "ink"], "text_encoder": ["cat", "ink"]}
+    assert not [n for model in (pipe.unet, pipe.text_encoder) for n, _ in model.named_modules() if "fused" in n]
+
+
+def test_what_was_done_is_said(pipe):
+    done = fuse_adapters(pipe, "cat", "ink", mu=0.5)
+    assert (done.name, done.adapters, done.method, done.fused, done.passed) == ("fused", ("cat", "ink"), "np", 4, 12)
+    assert 0 < done.summary.rho < 1
+    assert "overlap" in done.sentence
+    assert done.advice
