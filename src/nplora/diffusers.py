@@ -14,34 +14,36 @@ from contextlib import contextmanager
 from typing import Any
 
 from .errors import UsageError
-from .live.fusing import LiveFusion, fuse_models, set_mu_models
+from .live.fusing import LiveFusion, chosen_adapters, fuse_models, set_mu_models
 from .live.layers import lora_layers
 
 
 def fuse_adapters(
     pipe: Any,
-    subject: str,
-    style: str,
-    *,
+    *adapters: str,
+    subject: str | None = None,
+    style: str | None = None,
     name: str = "fused",
     method: str = "np",
     components: Sequence[str] | None = None,
     **parameters: Any,
 ) -> LiveFusion:
-    """Fuse two loaded adapters of a pipeline into a new one, on its device, and make that the active one.
+    """Fuse loaded adapters of a pipeline into a new one, on its device, and make that the active one.
 
     The denoiser and the text encoders are treated alike. Each adapter counts as strongly as PEFT's scaling says at the
     moment (alpha / rank, times the weight of `pipe.set_adapters`), times its strength here. The base weights are
-    neither read nor copied, so quantised and fp8-cast models work. Both adapters stay loaded, inactive; for less
-    memory, `pipe.delete_adapters` them. Offloading hooks are taken off and put on again, as by `load_lora_weights`.
+    neither read nor copied, so quantised and fp8-cast models work. The adapters stay loaded, inactive; for less memory,
+    `pipe.delete_adapters` them. Offloading hooks are taken off and put on again, as by `load_lora_weights`.
 
     Args:
-        pipe: a diffusers pipeline with the two adapters loaded.
-        subject, style: their names.
-        name: of the new adapter, of rank r_c + r_s in each layer that both change.
+        pipe: a diffusers pipeline with the adapters loaded.
+        adapters: names in order, each gives way to those that follow it (or as ``protect`` says); or
+        subject, style: the two names.
+        name: of the new adapter. Its rank is the sum of the ranks, whatever mu is.
         method: of `nplora methods`.
         components: only these, for example ["unet"]; by default every one that has one of the adapters.
-        **parameters: the method's (mu, directions, ...), side, subject_strength, style_strength, allow_nonfinite.
+        **parameters: the method's (mu, directions, side, protect, ...), of two adapters subject_strength and
+            style_strength, and allow_nonfinite.
 
     Returns:
         What was done: counts, overlaps, `sentence` and `advice`.
@@ -50,9 +52,10 @@ def fuse_adapters(
         UsageError: an adapter is unknown, the name is taken, a parameter is out of range.
         InputError: an adapter is of a kind that cannot be fused in a model (DoRA, LoKr, ...), or holds NaN or infinity.
     """
+    named = chosen_adapters(adapters, subject, style)
     models = _models(pipe, components)
     with _without_hooks(pipe):
-        done = fuse_models(models, subject, style, method, name, parameters)
+        done = fuse_models(models, named, method, name, parameters)
     pipe.set_adapters(name)
     return done
 

@@ -12,15 +12,21 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import UsageError
-from .live.fusing import LiveFusion, fuse_models, set_mu_models
+from .live.fusing import LiveFusion, chosen_adapters, fuse_models, set_mu_models
 from .live.injection import inner_model
 from .live.layers import lora_layers
 
 
 def fuse_adapters(
-    model: Any, subject: str, style: str, *, name: str = "fused", method: str = "np", **parameters: Any
+    model: Any,
+    *adapters: str,
+    subject: str | None = None,
+    style: str | None = None,
+    name: str = "fused",
+    method: str = "np",
+    **parameters: Any,
 ) -> LiveFusion:
-    """Fuse two loaded adapters of a model into a new one, on its device, and make that the active one.
+    """Fuse loaded adapters of a model into a new one, on its device, and make that the active one.
 
     Each adapter counts as strongly as PEFT's scaling says at the moment (alpha / r, or alpha / sqrt(r), times
     `set_scale`), times its strength here. The base weights are neither read nor copied. The new adapter has scaling 1
@@ -28,11 +34,14 @@ def fuse_adapters(
     that any PEFT loads. Its parameters are frozen.
 
     Args:
-        model: a `peft.PeftModel`, or a transformers model with adapters (`model.load_adapter`).
-        subject, style: their names.
-        name: of the new adapter, of rank r_c + r_s in each layer that both change.
+        model: a `peft.PeftModel`, or a module into which PEFT has injected adapters, as transformers'
+            `model.load_adapter` does.
+        adapters: names in order, each gives way to those that follow it (or as ``protect`` says); or
+        subject, style: the two names.
+        name: of the new adapter. Its rank is the sum of the ranks, whatever mu is.
         method: of `nplora methods`.
-        **parameters: the method's (mu, directions, ...), side, subject_strength, style_strength, allow_nonfinite.
+        **parameters: the method's (mu, directions, side, protect, ...), of two adapters subject_strength and
+            style_strength, and allow_nonfinite.
 
     Returns:
         What was done: counts, overlaps, `sentence` and `advice`.
@@ -42,13 +51,15 @@ def fuse_adapters(
         InputError: an adapter is of a kind that cannot be fused in a model (DoRA, LoHa, heads of its own, ...), or
             holds NaN or infinity.
     """
+    from peft import PeftModel
+
+    named = chosen_adapters(adapters, subject, style)
     _require_model(model)
-    done = fuse_models({"": model}, subject, style, method, name, parameters)
-    model.set_adapter(name)
+    done = fuse_models({"": model}, named, method, name, parameters)
+    if isinstance(model, PeftModel):
+        model.set_adapter(name)
     for _, layer in lora_layers(inner_model(model)):
-        for side in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
-            if name in side:
-                side[name].requires_grad_(False)
+        layer.set_adapter([name], inference_mode=True)
     return done
 
 
@@ -65,7 +76,7 @@ def set_mu(model: Any, mu: float | str, name: str = "fused") -> None:
 
 
 def _require_model(model: Any) -> None:
-    if not hasattr(model, "named_modules") or not hasattr(model, "set_adapter"):
+    if not hasattr(model, "named_modules"):
         raise UsageError(
             "this is no model with adapters", got=type(model).__name__,
             hint="Give a peft.PeftModel; for a diffusers pipeline use nplora.diffusers.fuse_adapters.",

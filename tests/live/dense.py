@@ -7,8 +7,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 
-def deltas(model: torch.nn.Module, adapter: str) -> dict[str, np.ndarray]:
-    """Path -> float64 update (out, in*kh*kw) of one adapter, active or not, at its present scaling."""
+def factors(model: torch.nn.Module, adapter: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Path -> float64 factors, up (out, r) and down (r, in*kh*kw), the present scaling in the up factor."""
     found = {}
     for path, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
@@ -20,8 +20,13 @@ def deltas(model: torch.nn.Module, adapter: str) -> dict[str, np.ndarray]:
         else:
             continue
         up, down = (x.detach().double().flatten(1).numpy() for x in (up, down))
-        found[path] = float(layer.scaling[adapter]) * up @ down
+        found[path] = float(layer.scaling[adapter]) * up, down
     return found
+
+
+def deltas(model: torch.nn.Module, adapter: str) -> dict[str, np.ndarray]:
+    """Path -> float64 update (out, in*kh*kw) of one adapter, active or not, at its present scaling."""
+    return {path: up @ down for path, (up, down) in factors(model, adapter).items()}
 
 
 def projected(subject: np.ndarray, style: np.ndarray, mu: float = 0.5, side: str = "input") -> np.ndarray:

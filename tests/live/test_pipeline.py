@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from consumers.tiny import tiny_pipeline
-from live.dense import assert_close, deltas, projected
+from live.dense import assert_close, deltas, factors, projected
 from live.pictures import PAIRS, paint
 from nplora import InputError, UsageError
 from nplora.diffusers import fuse_adapters, set_mu
+from nplora.live.turning import kept_of
+from nplora.merging import module_seed
+from nplora.methods import Part, all_merges
 
 pytestmark = [
     pytest.mark.consumer,
@@ -104,12 +107,37 @@ def test_weights_of_set_adapters_count(pipe):
 
 
 def test_every_merge_gives_its_own_product(pipe):
-    """`cat` of two parts is their sum: the same as mu = 0."""
-    from nplora.methods import all_merges
+    """On torch tensors, what the same call gives on NumPy arrays of the same numbers."""
+    cat, ink = (factors(pipe.transformer, name) for name in ("cat", "ink"))
+    for name, merge in all_merges().items():
+        fuse_adapters(pipe, "cat", "ink", method=name, name=f"by-{name}", seed=3)
+        found = deltas(pipe.transformer, f"by-{name}")
+        assert found.keys() == expected(pipe).keys()
+        for path in (BOTH, STYLE_ALONE):
+            parts = [Part(*there[path]) for there in (cat, ink) if path in there]
+            values = {parameter.name: parameter.default for parameter in merge.parameters}
+            product = merge(parts, seed=module_seed(3, f"transformer.{path}"), **values)
+            assert_close({path: found[path]}, {path: product.up @ product.down}, 1e-6)
 
-    for method in all_merges():
-        fuse_adapters(pipe, "cat", "ink", method=method, name=f"by-{method}")
-        assert deltas(pipe.transformer, f"by-{method}").keys() == expected(pipe).keys()
+
+def test_three_adapters_each_give_way_to_what_follows(pipe, tmp_path):
+    third = WAN.style.make(tmp_path / "gold", "wan", 5).path
+    pipe.load_lora_weights(third, adapter_name="gold")
+    pipe.set_adapters(["cat", "ink", "gold"], [0.5, 1.0, 2.0])
+    cat, ink, gold = (deltas(pipe.transformer, name)[BOTH] for name in ("cat", "ink", "gold"))
+    done = fuse_adapters(pipe, "cat", "ink", "gold", mu=1.0)
+    wanted = projected(cat, np.vstack([ink, gold]), 1.0) + projected(ink, gold, 1.0) + gold
+    assert_close({BOTH: deltas(pipe.transformer, "fused")[BOTH]}, {BOTH: wanted})
+    assert done.sentence.startswith("cat: ")
+    assert " ink: " in done.sentence
+    fuse_adapters(pipe, "cat", "ink", "gold", mu=0.3, protect="cat > ink = gold", name="turned", side="output")
+    set_mu(pipe, "inf", "turned")
+    fuse_adapters(pipe, "cat", "ink", "gold", mu="inf", protect="cat > 2 = 3", name="other", side="output")
+    turned, other = (deltas(pipe.transformer, name)[BOTH] for name in ("turned", "other"))
+    assert np.array_equal(turned, other)
+    wanted = cat + projected(ink, np.hstack([cat, gold]), np.inf, "output")
+    wanted += projected(gold, np.hstack([cat, ink]), np.inf, "output")
+    assert_close({BOTH: turned}, {BOTH: wanted})
 
 
 # ------------------------------------------------------------------------------------------- the pipeline's own verbs
@@ -291,7 +319,8 @@ def test_nothing_of_the_base_is_copied(pipe):
     layers = [pipe.transformer.get_submodule(path) for path in deltas(pipe.transformer, "fused")]
     factors = [part["fused"].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
     assert new == sum(factor.numel() * factor.element_size() for factor in factors)
-    kept = [layer.lora_dropout["fused"].nplora for layer in layers if hasattr(layer.lora_dropout["fused"], "nplora")]
+    kept = [moved for layer in layers for moved in kept_of(layer, "fused")]
+    assert kept
     assert sum(one.base.nbytes + one.change.nbytes for one in kept) < new  # only the subject's down factors, twice
 
 
@@ -327,12 +356,16 @@ def test_messages(pipe):
         "mu is out of range: expected a number from 0 to inf, got -1."
     )
     assert message(lambda: fuse_adapters(pipe, "cat", "ink", strength=2)).startswith("unknown parameter 'strength'")
-    assert message(lambda: fuse_adapters(pipe, "cat", "ink", method="magic")).startswith("no method is called 'magic'")
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", method="magic")).startswith("no method is called magic")
+    assert message(lambda: fuse_adapters(pipe, "cat")) == (
+        "name the adapters to fuse: expected subject=... and style=..., or two names and more in order, got cat."
+    )
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", style="ink")).endswith("got cat, ink, ink.")
     assert message(lambda: fuse_adapters(pipe, "cat", "ink", components=["unet"])) == (
         "no component is called unet: expected transformer or transformer_2."
     )
     assert message(lambda: fuse_adapters(pipe, "cat", "ink", subject_strength=0, style_strength=0)) == (
-        "nothing is left to fuse. Check the two strengths and the adapters' own scales."
+        "nothing is left to fuse. Check the strengths and the adapters' own scales."
     )
     assert message(lambda: set_mu(pipe, 1.0)) == (
         "no adapter 'fused' with a mu is in the model. Make one first: fuse_adapters(...) with method np."

@@ -44,11 +44,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """What one adapter adds to a layer's weight: ``factor * up @ down``, up (out, r), down (r, n)."""
+    """What one adapter adds to a layer's weight: ``strength * scale * up @ down``, up (out, r), down (r, n)."""
 
     up: Held
     down: Held
-    factor: float  # strength * PEFT's scaling
+    strength: float
+    scale: float  # PEFT's scaling at the moment
+
+    @property
+    def factor(self) -> float:
+        return self.strength * self.scale
 
     @property
     def rank(self) -> int:
@@ -57,7 +62,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """A layer that one of the adapters changes, with each adapter's share of it."""
+    """A layer that some of the adapters change, with each adapter's share of it (None where it has none)."""
 
     name: str  # for people: component and path
     path: str  # inside the model
@@ -147,10 +152,10 @@ def _share(layer: Any, adapter: str, name: str, strength: float) -> Share | None
             "the adapter's numbers are not in memory", key=name, got="device meta",
             hint="Take the offloading off before the fusion, and put it on again after it.",
         )  # fmt: skip
-    factor = strength * float(layer.scaling[adapter])
-    if factor == 0:
+    scale = float(layer.scaling[adapter])
+    if strength * scale == 0:
         return None
-    return Share(_held(up, name, adapter, "up"), _held(down, name, adapter, "down"), factor)
+    return Share(_held(up, name, adapter, "up"), _held(down, name, adapter, "down"), strength, scale)
 
 
 def _held(tensor: Any, name: str, adapter: str, side: str) -> Held:

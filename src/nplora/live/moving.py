@@ -7,7 +7,7 @@ output side likewise with B_c): one fused multiply-add for each layer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..methods import Method
@@ -18,22 +18,22 @@ from .layers import Held
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moving:
-    """The subject's factor that a projection changes, as a matrix with a row for each of its ranks.
+    """The factor of one adapter that a projection changes, as a matrix with a row for each of its ranks.
 
     ``base`` (r_c, n) is the factor itself (A_c, or B_c^T for the output side) in its own number type. ``change``
     (r_c, n) float32 is what is subtracted: at mu = inf where the method is linear in g, else at the mu of ``values``.
+    ``factor`` is the adapter's strength * scale; ``ranks`` says where it lies in the fused layer, ``above`` where those
+    lie to which it gives way.
     """
 
     base: Any
     change: Any
     side: str
-    factor: float  # of the subject: strength * PEFT's scaling
+    factor: float
     method: Method
     values: Mapping[str, object]
-
-    @property
-    def rank(self) -> int:
-        return int(self.base.shape[0])
+    ranks: slice = field(default_factory=lambda: slice(0))
+    above: tuple[slice, ...] = ()
 
     def now(self) -> Any:
         """The projected factor (r_c, n), float32 or wider."""
