@@ -27,6 +27,7 @@ NPLORA = shutil.which("nplora", path=str(Path(PYTHON).parent)) or "nplora"
 MB = 1_000_000
 MEMORY_GOAL = 200  # MB above the bare interpreter
 HELP, TORCH, CAT, CAT_SYNC = "bare Python", "import torch", "cat a b > c", "cat a b > c; sync c"
+COMPARE = "nplora compare"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def fusion(pair: Pair, folder: Path, rounds: int) -> list[Row]:
     subject, style = map(str, pair.files(folder))
     output = folder / f"out-{pair.name}.safetensors"
     commands = {"nplora": [NPLORA, "fuse", subject, style, "-o", str(output), "--quiet"]}
+    if pair.name == "sdxl-32":
+        commands[COMPARE] = [NPLORA, "compare", subject, style]
     if pair.name == "sdxl-8" and find_spec("torch"):
         commands[TORCH] = [PYTHON, "-c", "import torch"]
     for name, flush in ((CAT, ""), (CAT_SYNC, ' && sync "$2"')):
@@ -77,6 +80,9 @@ def fusion(pair: Pair, folder: Path, rounds: int) -> list[Row]:
     rows = []
     if TORCH in timings:
         rows.append(ratio(pair.title, timings, TORCH, 0.25))
+    if COMPARE in timings:
+        compared, fused = timings[COMPARE], timings["nplora"]
+        rows.append(Row(f"{pair.title}: compare", str(compared), f"fuse: {fused}", compared.median / fused.median, 1.5))
     rows.append(ratio(pair.title, timings, CAT, None if pair.name == "sdxl-8" else 3.0))
     rows.append(ratio(pair.title, timings, CAT_SYNC, None))
     peak, idle = peak_anonymous(commands["nplora"]), peak_anonymous(IDLE)

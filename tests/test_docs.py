@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import nplora
-from making import SD15, make
+from making import SD15, make, numbers, write
 from nplora import adapters, algebra, expectation, formats, layouts, methods, projection
 from nplora.formats import keys
 
@@ -41,9 +41,12 @@ def commands(page: str) -> list[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The two files that the pages speak of."""
+    """The files that the pages speak of: two adapters, and the weights of the base that they change."""
     make(tmp_path / "cat.safetensors", "kohya", seed=1, rank=4, alpha=2)
     make(tmp_path / "ink.safetensors", "diffusers", seed=2, rank=8)
+    weights = {f"{name.removeprefix('unet.')}.weight": shape for name, shape in SD15.items()}
+    (tmp_path / "base").mkdir()
+    write(tmp_path / "base" / "model.safetensors", {key: numbers(3, key, shape) for key, shape in weights.items()})
     return tmp_path
 
 
@@ -77,6 +80,15 @@ def test_the_readme_snippet_runs(
         exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102 - our own page
     assert "overlap" in capsys.readouterr().out
     assert len(nplora.load("fused.safetensors")) == len(SD15)
+
+
+def test_the_snippet_on_looking_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (snippet,) = blocks("docs/inspect.md", "python")
+    exec(compile(snippet, "docs/inspect.md", "exec"), {})  # noqa: S102 - our own page
+    assert "ComfyUI takes 2 of 8 keys and drops 6." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES)

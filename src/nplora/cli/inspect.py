@@ -10,6 +10,7 @@ import click
 from ..errors import NploraError
 from .drawing import HTML, OVERWRITE, PLOT, require_targets, write
 from .files import expand, load_all
+from .progress import Progress
 from .text import LABEL, as_json, count, facts, paragraph, printable, say, size, some, spread, three
 
 if TYPE_CHECKING:
@@ -41,13 +42,17 @@ WIDTH = 16  # characters of a spectrum
     "--for", "programs", multiple=True, type=click.Choice(["diffusers", "peft", "comfyui", "kohya"]),
     help="Say how many keys this program will take, which it will drop, and why (may be given several times).",
 )  # fmt: skip
+@click.option(
+    "--base", metavar="MODEL",
+    help="Count intruder dimensions against this base model: a checkpoint or a diffusers folder.",
+)  # fmt: skip
 @PLOT
 @HTML
 @OVERWRITE
 @click.pass_context
 def command(
-    context: click.Context, /, adapters: tuple[str, ...], json_: bool, programs: tuple[str, ...], plot: str | None,
-    html: str | None, overwrite: bool,
+    context: click.Context, /, adapters: tuple[str, ...], json_: bool, programs: tuple[str, ...], base: str | None,
+    plot: str | None, html: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Say what each ADAPTER (a file, a PEFT folder, or a folder full of them) is and how that is known.
 
@@ -64,7 +69,7 @@ def command(
     found = []
     for adapter in loaded.values():
         try:
-            found.append(describe(adapter) | foretell(adapter, programs))
+            found.append(describe(adapter) | foretell(adapter, programs) | against_base(adapter, base, json_))
         except NploraError as error:
             if len(paths) == 1:
                 raise
@@ -101,6 +106,29 @@ def foretell(adapter: Adapter, programs: Sequence[str]) -> dict[str, Any]:
     return {"for": [forecast(adapter, program).as_data() for program in programs]}
 
 
+def against_base(adapter: Adapter, base: str | None, quiet: bool) -> dict[str, Any]:
+    """Intruder dimensions, under "intruders"; nothing where no base was named."""
+    if base is None:
+        return {}
+    from ..analysis.intruders import find_intruders
+    from ..base import BaseModel
+
+    with Progress("comparing with the base", quiet=quiet) as progress:
+        return {"intruders": find_intruders(adapter, BaseModel(base), progress=progress)}
+
+
+def _intruders(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the intruders are, the worst modules first."""
+    rows = [("intruders", found["sentence"])]
+    worst = sorted((row for row in found["modules"] if row["intruders"]), key=lambda row: -row["intruders"])
+    if worst:
+        rows.append(("", "most in " + ", ".join(f"{row['module']} ({row['intruders']})" for row in worst[:3])))
+    if found["missing"]:
+        missing = found["missing"]
+        rows.append(("not compared", f"{count(len(missing), 'module')} that the base does not hold: {some(missing)}"))
+    return rows
+
+
 def _fates(forecasts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """A program's forecast, with a line for each reason."""
     rows = []
@@ -121,6 +149,13 @@ def _show_many(descriptions: Sequence[dict[str, Any]]) -> None:
     console().print(table(columns, [_line(description) for description in descriptions], 4))
     click.echo()
     say(click.style(paragraph(f"{NORM} One adapter alone is shown in full."), dim=True))
+    counted = [(name_of(each), each["intruders"]) for each in descriptions if "intruders" in each]
+    if counted:
+        click.echo()
+        counts = [
+            (name, str(found["intruders"]), str(found["of"]), f"{found['energy']:.1%}") for name, found in counted
+        ]
+        console().print(table(("intruder dimensions", "found", "of", "energy"), counts))
     asked = [(description, description["for"]) for description in descriptions if description.get("for")]
     if asked:
         click.echo()
@@ -158,6 +193,7 @@ def _show(description: dict[str, Any], sentence: str) -> None:
     say(
         click.style(paragraph(NORM), dim=True), facts(_facts(description)), facts(_metadata(description["metadata"])),
         facts(_fates(description.get("for", ()))),
+        facts(_intruders(description["intruders"]) if "intruders" in description else ()),
     )  # fmt: skip
 
 

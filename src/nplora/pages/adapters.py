@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..analysis.intruders import against_parts
 from ..inspection import overview, sentence
 from ..plots import figures
-from . import Page, Section, figure, number, table, whole, words
+from . import Page, Section, figure, number, share, table, whole, words
 
 Data = Mapping[str, Any]
 RANKS = (
@@ -32,7 +33,29 @@ def inspect_page(descriptions: Sequence[Data]) -> Page:
         lines = [(words(found["program"]), words(name), words(found["sentence"]), whole(found["taken"]),
                   whole(found["keys"])) for name, found in asked]  # fmt: skip
         sections.append(Section("What programs will take", table=table(("for", "file", "", "taken", "keys"), lines, 3)))
+    counted = [(overview(d)["name"], d["intruders"]) for d in descriptions if "intruders" in d]
+    sections += [intruders(counted)] if counted else []
     return Page("Adapters side by side", (), tuple(sections))
+
+
+def intruders(counted: Sequence[tuple[str, Data]]) -> Section:
+    """Intruder dimensions of one adapter module by module, or of several side by side."""
+    first = counted[0][1]
+    said = (
+        f"A leading direction of the tuned weight (of {first['leading']} in each module) is an intruder where it "
+        f"resembles none of the base's: its largest cosine with them is below {first['threshold']:g}. More of them "
+        "goes with more forgetting (arXiv 2410.21228)."
+    )
+    if len(counted) == 1:
+        rows = [[words(row["module"]), whole(row["intruders"]), number(min(row["cosines"], default=None)),
+                 share(row["energy"]), words(row["side"])] for row in first["modules"]]  # fmt: skip
+        columns = ("module", "intruders", "smallest cosine", "their energy", "side")
+        listed = table(columns, rows)
+        return Section("Intruder dimensions", (first["sentence"], said), table=listed, folded=len(rows) > 40)
+    names = [name for name, _ in counted]
+    rows = [[words("all"), *(whole(found["intruders"]) for _, found in counted)]]
+    rows += [[words(row["module"]), *map(whole, row["intruders"])] for row in against_parts([f for _, f in counted])]
+    return Section("Intruder dimensions", (said,), table=table(("module", *names), rows))
 
 
 def _line(description: Data) -> list[Any]:
@@ -65,6 +88,7 @@ def _one(description: Data) -> Page:
                     table=table(("block", "modules", "effective rank", "stable rank", "dead ranks", "norm"),
                                 [_block(block) for block in description["blocks"]])),
         ]  # fmt: skip
+    sections += [intruders([("", description["intruders"])])] if "intruders" in description else []
     columns = ("module", "kind", "scale known from", "rank", "scale", "effective rank", "stable rank", "dead", "norm")
     rows = [_detail(detail) for detail in details]
     sections.append(Section("Every module", table=table(columns, rows, 3), folded=len(rows) > 40))

@@ -74,11 +74,13 @@ def mu_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], chosen: float | None
         chosen: a mu to be marked.
     """
     shares = np.linspace(0, 1, 101)  # mu/(1+mu): from plain addition to the hard projection
-    for colour, (component, rho) in zip(CYCLE, rho_by_component(rows).items(), strict=False):
-        mus = [inf if g == 1 else g / (1 - g) for g in shares]
-        axes.plot(shares, [matched_strength(rho, mu) for mu in mus], color=colour, label=f"{component}: kept")
-        axes.plot(shares, [rho**0.5 * kept_strength(mu) for mu in mus], color=colour, linestyle="--",
-                  label=f"{component}: in the style's way")  # fmt: skip
+    mus = [inf if g == 1 else g / (1 - g) for g in shares]
+    found = rho_by_component(rows)
+    for colour, (component, rho) in zip(CYCLE, found.items(), strict=False):
+        name = f"{component}: " if len(found) > 1 else ""
+        axes.plot(shares, [matched_strength(rho, mu) for mu in mus], color=colour, label=f"{name}kept")
+        left = [rho**0.5 * kept_strength(mu) for mu in mus]
+        axes.plot(shares, left, color=colour, linestyle="--", label=f"{name}in the style's way")
     axes.set_title("What mu does")
     axes.set_xticks([1.0 if mu == inf else mu / (1 + mu) for mu in MUS], [f"{mu:g}" for mu in MUS])
     axes.set_xlabel("mu")
