@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 
 INTERVAL = 0.005  # seconds between two looks at a process's memory
+# Installed programs have their byte code; where Python is told to write none, every start would compile the source.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 IDLE = [sys.executable, "-c", "import time; time.sleep(0.3)"]
 
 
@@ -40,7 +42,7 @@ def run(command: Sequence[str]) -> float:
         SystemExit: the command failed; its last words are shown.
     """
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr}")
@@ -78,7 +80,7 @@ def peak_anonymous(command: Sequence[str]) -> int:
     the pages of mapped files: those belong to the page cache, are shared, and go away when memory is needed. The
     kernel keeps no peak of RssAnon, so it is sampled; a spike shorter than the interval may be missed.
     """
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     status, peak = Path(f"/proc/{process.pid}/status"), 0
     while process.poll() is None:
         peak = max(peak, _anonymous(status))

@@ -13,17 +13,20 @@ _TURNS = threading.Semaphore(max(1, (os.cpu_count() or 1) // 2))
 
 
 class Digest:
-    """The SHA-256 of a mapped file; the work begins at once."""
+    """The SHA-256 of a mapped file; the work begins at once.
+
+    Whoever reads `data` later finds its pages mapped already.
+    """
 
     def __init__(self, data: mmap) -> None:
-        self._data = data
+        self.data = data
         # A daemon: a run that fails meanwhile ends without waiting for it.
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         with _TURNS:
-            self._hex = hashlib.sha256(self._data).hexdigest()  # in one call, during which other threads run
+            self._hex = hashlib.sha256(self.data).hexdigest()  # in one call, during which other threads run
 
     def result(self) -> str:
         """The digest in hex, once it is there."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,7 @@ class Matrix(Protocol):
     def read(self) -> NDArray[np.generic]: ...
 
 
-@dataclass(frozen=True)
-class Factor:
+class Factor(NamedTuple):
     """A stored factor seen as a matrix (trailing kernel axes flattened), or some rows and columns of it.
 
     ``rows`` are ranges that are read one after the other (two of them: halves stored in the opposite order).
@@ -40,10 +38,11 @@ class Factor:
 
     @property
     def stored_shape(self) -> tuple[int, int]:
-        first, rest = self.tensor.shape[0], prod(self.tensor.shape[1:])
+        shape = self.tensor.shape
+        first, rest = shape[0], shape[1] if len(shape) == 2 else prod(shape[1:])
         return (rest, first) if self.transposed else (first, rest)
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, int]:
         height, width = self.stored_shape
         if self.rows:
@@ -73,13 +72,13 @@ class Factor:
 
     def take(self, rows: tuple[int, int] | None = None, columns: tuple[int, int] | None = None) -> Factor:
         """The same factor, narrowed to a row range and a column range (of a factor not yet narrowed)."""
-        return replace(self, rows=(rows,) if rows else self.rows, columns=columns or self.columns)
+        return self._replace(rows=(rows,) if rows else self.rows, columns=columns or self.columns)
 
     def swapped(self) -> Factor:
         """The same rows with their two halves exchanged."""
         start, stop = self.rows[0] if self.rows else (0, self.shape[0])
         middle = (start + stop) // 2
-        return replace(self, rows=((middle, stop), (start, middle)))
+        return self._replace(rows=((middle, stop), (start, middle)))
 
 
 @dataclass(frozen=True, slots=True)

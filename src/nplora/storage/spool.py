@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,8 @@ class Spool:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        import tempfile  # most fusions need no spool
+
         self.folder = os.fspath(folder) if folder is not None else tempfile.gettempdir()
         try:
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - it lives as long as the spool

@@ -77,9 +77,9 @@ class TensorFile:
         try:
             with open(self.path, "rb") as stream:  # the map outlives the stream
                 self.header: Header = read_header(stream, self.path)
-                self.map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-                self.size = len(self.map)
                 self._digest = hashing.begun(stream.fileno())
+                self.map = self._digest.data if self._digest else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self.size = len(self.map)
         except OSError as error:
             raise _unreadable(self.path, error) from None
 
