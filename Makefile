@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/built
 
-.PHONY: venv browser test lint bench demo fuzz clean
+.PHONY: venv browser test lint bench floor demo fuzz clean
 
 venv: $(STAMP)
 
@@ -34,6 +34,9 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+floor: venv
+	$(BIN)/python benchmarks/floor.py
 
 bench: venv
 	$(BIN)/python benchmarks/run.py
