@@ -95,7 +95,9 @@ def spectrum(up: Array, down: Array) -> Spectrum:
     xp = namespace(up)
     left, right = basis(up), basis(transpose(down))
     u, s, vt = xp.linalg.svd(left.R @ transpose(right.R), full_matrices=False)
-    noise = max(up.shape[0], *down.shape) * xp.finfo(s.dtype).eps * _size(up, down)  # of ranks that cancel
+    noise = (
+        max(up.shape[0], *down.shape) * xp.finfo(s.dtype).eps * _size(left.R, transpose(right.R))
+    )  # of ranks that cancel
     s = xp.where(s > noise, s, xp.zeros_like(s))
     k = max(1, numerical_rank(s, (up.shape[0], down.shape[1])))
     return Spectrum(left, right, u[:, :k], s[:k], transpose(vt)[:, :k])

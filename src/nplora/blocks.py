@@ -8,7 +8,7 @@ threshold, and twice or more to bring the result back to a low rank (`sketch`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:  # the list of methods is shown by --help, which loads no NumP
     from numpy.typing import NDArray
 
 BLOCK_ENTRIES = 1 << 16  # entries of a block: half a megabyte in float64, so that its temporaries stay in the cache
+FLOAT64_ENTRIES = 1 << 16  # of an update up to which entry-wise methods work in float64
 CAUGHT_ENTRIES = 1 << 18  # candidates for an order statistic that are kept at once
+SAMPLED_FROM = 1 << 14  # entries from which on a guess is worth its sample
 LEVELS = 1 << 16  # random numbers are 16-bit integers: a probability is one of 65,536 levels
 
 
@@ -63,6 +65,15 @@ def of_product(up: Array, down: Array) -> Blocks:
     return Blocks(
         (up.shape[0], down.shape[1]), lambda start, stop: up[start:stop, :] @ down, like=up, factors=(up, down)
     )
+
+
+def of_large_product(up: Array, down: Array) -> Blocks:
+    """The same, but formed in float32 if it has many entries: half the time, for a rounding of 2^-24."""
+    exact, xp = of_product(up, down), namespace(up)
+    if exact.size <= FLOAT64_ENTRIES:
+        return exact
+    quick = of_product(xp.astype(up, xp.float32), xp.astype(down, xp.float32))
+    return replace(quick, factors=(up, down))
 
 
 def of_matrix(matrix: Array) -> Blocks:
@@ -115,10 +126,10 @@ def kth_largest(matrix: Blocks, k: int) -> float:
 
 def _guess(matrix: Blocks, k: int) -> tuple[float, float]:
     """Low and high (exclusive) of an interval that holds the k-th largest with a probability of about 99.95 %."""
-    if matrix.size <= CAUGHT_ENTRIES or matrix.factors is None:
+    if matrix.size < SAMPLED_FROM or (matrix.factors is None and matrix.size > CAUGHT_ENTRIES):
         return 0.0, inf
-    count = min(max(matrix.size // 64, 1 << 12), 1 << 16)
-    sample = _sorted(abs(_entries(matrix, count)))
+    sample = _sorted(abs(_entries(matrix, min(max(matrix.size // 64, 1 << 12), 1 << 16))))
+    count = sample.shape[0]
     middle = count * (1 - k / matrix.size)
     margin = 3.5 * sqrt(middle * (1 - middle / count)) + 4
     low, high = int(middle - margin), ceil(middle + margin)
@@ -129,10 +140,12 @@ def _guess(matrix: Blocks, k: int) -> tuple[float, float]:
 
 
 def _entries(matrix: Blocks, count: int) -> Array:
-    """Entries at random places (always the same ones)."""
+    """Some entries (always the same ones): at random places of a product, every so many of a small matrix."""
     import numpy as np
 
-    assert matrix.factors is not None
+    if matrix.factors is None:
+        whole = matrix.whole()
+        return namespace(whole).reshape(whole, (-1,))[:: matrix.size // count]
     up, down = matrix.factors
     xp, places = namespace(up), np.random.default_rng(0)
     rows, columns = (xp.asarray(places.integers(0, size, count), device=up.device) for size in matrix.shape)
@@ -197,6 +210,8 @@ def keep(source: Blocks, probability: float, key: tuple[int, ...]) -> Blocks:
         key: what the choice depends on, together with the entry's place; not on how the matrix is read.
     """
     xp, level = namespace(source.like), max(1, round(probability * LEVELS))
+    if level == LEVELS:
+        return source
 
     def read(start: int, stop: int) -> Array:
         chosen = xp.asarray(draw(key, start, stop, source.shape[1]) < level, device=source.like.device)

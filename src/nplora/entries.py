@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from .algebra import Array, namespace, transpose
 from .bases import Factors, cores, stacked, truncated
-from .blocks import Blocks, combined, kth_largest, of_matrix, of_product
+from .blocks import Blocks, combined, kth_largest, of_large_product, of_matrix, of_product
 from .sketch import nearest
 
 Rule = Callable[[Sequence[Blocks]], Blocks]  # updates -> the merged matrix
@@ -34,10 +34,13 @@ def merge_entries(
     up, down = stacked(factors)
     if space == "core":
         shared = cores(factors)
-        merged = shared.lift(rule([of_matrix(matrix) for matrix in shared.matrices]).whole())
-        return (*merged, 0.0) if rank is None else truncated(*merged, rank)
+        found = shared.lift(rule([of_matrix(matrix) for matrix in shared.matrices]).whole())
+        return (*found, 0.0) if rank is None else truncated(*found, rank)
     size = min(up.shape[1] if rank is None else rank, up.shape[0], down.shape[1])
-    return nearest(rule([of_product(*pair) for pair in factors]), size, start=transpose(down), seed=seed)
+    merged = rule([of_large_product(*pair) for pair in factors])
+    if merged.factors is not None:  # nothing was dropped: the sum itself
+        return truncated(*merged.factors, size)
+    return nearest(merged, size, start=transpose(down), seed=seed)
 
 
 # ------------------------------------------------------------------------------------------ what is kept
@@ -78,7 +81,11 @@ def _mask(chosen: Array, like: Array) -> Array:
 
 
 def added(sources: Sequence[Blocks], scaling: float = 1.0) -> Blocks:
-    """The sum, times `scaling`."""
+    """The sum, times `scaling`; the product of the stacked factors where the sources are products."""
+    factors = [source.factors for source in sources if source.factors is not None]
+    if len(factors) == len(sources):
+        up, down = stacked(factors)
+        return of_product(scaling * up, down)
     return combined(sources, lambda blocks: scaling * _total(blocks))
 
 
@@ -94,15 +101,13 @@ def elected(sources: Sequence[Blocks], election: str = "total", agreeing: str = 
 
     def joined(blocks: list[Array]) -> Array:
         xp = namespace(blocks[0])
-        vote = _total(blocks if election == "total" else [xp.sign(block) for block in blocks])
-        sign = xp.copysign(xp.ones_like(vote), vote + 0.0)  # + 0.0 makes a negative zero positive
-        zero = xp.zeros_like(vote)
-        agreed = [xp.maximum(sign * block, zero) for block in blocks]
-        merged = (scaling * sign) * _total(agreed)
-        if agreeing == "sum":
-            return merged
-        count = _total([_mask(block > 0, block) for block in agreed])
-        return merged / xp.maximum(count, xp.ones_like(count))
+        plus = _total(blocks if election == "total" else [xp.sign(block) for block in blocks]) >= 0
+        agree = [_mask((block != 0) & ((block > 0) == plus), block) for block in blocks]
+        merged = _total([block * own for block, own in zip(blocks, agree, strict=True)])
+        if agreeing == "mean":
+            count = _total(agree)
+            merged = merged / xp.maximum(count, xp.ones_like(count))
+        return merged if scaling == 1 else scaling * merged
 
     return combined(sources, joined)
 

@@ -126,7 +126,7 @@ def test_a_streamed_result_is_nearly_the_best_and_its_error_is_told_exactly(shap
     whole = merged(name, parts, seed=1, rank=min(shape), **values)  # exact: no range to be found
     best = np.sqrt(np.sum(np.linalg.svd(whole, compute_uv=False)[rank:] ** 2))
     error = np.linalg.norm(dense(found) - whole)
-    assert found.error == pytest.approx(error, rel=1e-6)
+    assert found.error == pytest.approx(error, rel=1e-5)
     assert best * (1 - 1e-9) <= error <= best * 1.03
 
 
