@@ -11,6 +11,7 @@ import pytest
 import nplora as package
 from cli.conftest import Nplora
 from making import CONVOLUTIONS, SD15, TEXT, make, tensors, write
+from nplora.methods import known_methods
 
 # ------------------------------------------------------------------------------------------ fuse
 
@@ -375,8 +376,16 @@ def test_verify_fails_with_status_1(nplora: Nplora) -> None:
 # ------------------------------------------------------------------------------------------ methods
 
 
-def test_methods(nplora: Nplora) -> None:
-    out = nplora("methods").out
+def test_methods_are_listed(nplora: Nplora) -> None:
+    lines = nplora("methods").out.splitlines()
+    assert lines[0].split() == ["method", "published"]
+    assert lines[1].split("  ")[0] == "np"
+    assert {line.split()[0] for line in lines[1:-2]} == set(known_methods())
+    assert lines[-1].startswith("nplora methods NAME shows formula")
+
+
+def test_a_method_is_shown(nplora: Nplora) -> None:
+    out = nplora("methods np").out
     assert out.startswith(
         "np  Null-space projection (NP-LoRA)\n\n"
         "  computes        dW = w_s dW_s + w_c dW_c (I - g V V^T) with g = mu / (1 + mu)\n"

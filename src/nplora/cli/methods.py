@@ -9,24 +9,46 @@ import click
 from .text import as_json, facts, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..methods import Merge, Method
+    from ..parameters import Parameter
 
 
 @click.command(short_help="List the fusion methods with their parameters.")
+@click.argument("names", nargs=-1, metavar="[METHOD]...")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON.")
-def command(json_: bool) -> None:
-    """List the fusion methods: what each computes and promises, where it was published, which options it has."""
-    from ..methods import known_methods
+def command(names: tuple[str, ...], json_: bool) -> None:
+    """List the fusion methods; of those named, what each computes and promises, and which options it has."""
+    from ..methods import find_method, known_methods
 
-    methods = known_methods().values()
+    methods = [find_method(name) for name in names] or list(known_methods().values())
     if json_:
         click.echo(as_json([_data(method) for method in methods]))
-        return
-    for method in methods:
-        rows = [("computes", method.formula), ("promises", method.guarantee), ("published", method.reference)]
-        rows = [row for row in rows if row[1]]
-        rows += [(p.option, f"{p.sentence} (default {p.default})") for p in method.options]
-        say(click.style(method.name, bold=True) + f"  {method.title}", facts(rows))
+    elif names:
+        for method in methods:
+            say(click.style(method.name, bold=True) + f"  {method.title}", facts(_rows(method)))
+    else:
+        _overview(methods)
+
+
+def _overview(methods: Sequence[Method | Merge]) -> None:
+    from .tables import console, table
+
+    ranked = sorted(methods, key=lambda method: (not method.name.startswith("np"), method.name))
+    console().print(table(("method", "", "published"), [(m.name, m.title, m.reference) for m in ranked], 3))
+    click.echo()
+    say("nplora methods NAME shows formula, promise and options; nplora compare-methods what each makes of a pair.")
+
+
+def _rows(method: Method | Merge) -> list[tuple[str, str]]:
+    rows = [("computes", method.formula), ("promises", method.guarantee), ("published", method.reference)]
+    rows += [(p.option, f"{p.sentence}{_default(p)}") for p in method.options]
+    return [row for row in rows if row[1]]
+
+
+def _default(parameter: Parameter) -> str:
+    return "" if parameter.default is None else f" (default {parameter.default})"
 
 
 def _data(method: Method | Merge) -> dict[str, Any]:
