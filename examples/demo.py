@@ -1,105 +1,134 @@
-"""Make a subject and two styles, fuse both pairs, compare them and verify the results: `make demo`.
+"""Fuse a subject with a style in both arms and look at it: `make demo`, on the CPU, with nothing downloaded.
 
-The three adapters have the names and shapes of SDXL LoRAs (722 modules, rank 4; the subject in kohya's naming, the
-styles in diffusers'), and numbers like trained ones, but nobody trained them. One style begins where the subject
-began, as two trainings by one script with one seed do; the other begins elsewhere. Everything lands in `demo/`.
+The world (a miniature Stable Diffusion that lies in this repository) and LoRAs trained on it, once with one seed for
+subject and style and once with different seeds. Everything lands in `demo/`; the page to open is `demo/demo.html`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
+from PIL import Image
+from rich.progress import Progress
 
-from nplora.formats import all_formats
-from nplora.layouts import load
+from nplora.errors import UsageError
+from nplora.pictures import (
+    Asked,
+    Opened,
+    Picture,
+    Section,
+    Sheet,
+    arrange,
+    draw,
+    facts,
+    find_base,
+    find_world,
+    open_pipeline,
+    render,
+    save_page,
+    save_png,
+    world_scorer,
+)  # fmt: skip
 
 FOLDER = Path("demo")
-RANK = 4
-ARMS = {"shared seed": "style-shared-seed", "different seeds": "style-other-seed"}
+PAIRS = (("turtle", "gold"), ("guitar", "thermal"))
+ARMS = {"shared": "one seed", "own": "different seeds"}
+SEED, MU = 1, 0.5
+HOW = (
+    "A row is a pair of LoRAs and how it was trained: subject and style from one seed, or from different seeds. Its "
+    "first picture is the true one, painted by the program that painted the training pictures too; neither the base "
+    "model nor a LoRA has seen it. All pictures start from the same noise."
+)
+BOTH, ALONE = "a sks in stl style", {"subject": "a sks in flat style", "style": "a cat in stl style"}
 
 
-def adapter(name: str, format_name: str, start: int, training: int) -> None:
-    """Write an SDXL-shaped LoRA: the down factors start from one seed, the rest comes from another.
-
-    Training leaves the down factor A near the random numbers that it began with; the up factor B begins at zero, so
-    all of it was learned. Here B is random, its columns falling off as the spectra of trained files do.
-    """
-    layout, naming = load("sdxl"), all_formats()[format_name]
-    first, learned = np.random.default_rng(start), np.random.default_rng(training)
-    tensors = {}
-    for module in layout.modules("unet"):
-        shape = layout.shape("unet", module)
-        if ".attentions." not in module or len(shape) != 2:  # norms, and what trainers leave out by default
-            continue
-        out, width = shape
-        begun = first.uniform(-1, 1, (RANK, width)).astype(np.float32) / np.sqrt(width)
-        drift = 0.03 * begun.std() * learned.standard_normal((RANK, width), np.float32)
-        up = learned.standard_normal((out, RANK), np.float32) * 0.8 ** np.arange(RANK, dtype=np.float32)
-        stem = naming.spell("unet", module, layout).module
-        tensors[stem + naming.suffixes["down"]] = (begun + drift).astype(np.float16)
-        tensors[stem + naming.suffixes["up"]] = (up / np.linalg.norm(up)).astype(np.float16)
-        if naming.scale == "alpha":
-            tensors[stem + naming.suffixes["alpha"]] = np.array(RANK, np.float32)
-    save_file(tensors, FOLDER / f"{name}.safetensors", {"modelspec.trigger_phrase": name.partition("-")[0]})
-
-
-def nplora(*words: str) -> float:
-    """Run one command as a person would, show it, and say how long it took."""
+def nplora(*words: str) -> None:
+    """Run one command as a person would, and show it."""
     print("\n$ nplora", *words, flush=True)
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "nplora", *words], check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    return time.perf_counter() - start
 
 
-def fuse_and_prove(style: str) -> dict[str, str]:
-    """One arm: compare, fuse, verify; the row of the last table."""
-    subject, other = str(FOLDER / "subject.safetensors"), str(FOLDER / f"{style}.safetensors")
-    fused, report = str(FOLDER / f"fused-{style}.safetensors"), FOLDER / f"fused-{style}.json"
-    nplora("compare", subject, other)
-    seconds = nplora("fuse", subject, other, "-o", fused, "--mu", "0.5", "--report", str(report), "--overwrite")
-    nplora("verify", fused)
-    found = json.loads(report.read_text(encoding="utf-8"))
-    return {
-        "overlap": f"{found['rho']:.1%}",
-        "by chance": f"{found['chance']:.1%}",
-        "mu = 0.5 moves the subject by": f"{found['subject_change']:.1%}",
-        "its norm is that of strength": f"{found['matched_addition_strength']:.2f}",
-        "regime": found["regime"],
-        "fused in": f"{seconds:.1f} s",
-    }
+def files(subject: str, style: str, arm: str) -> list[Path]:
+    """The two LoRAs of an arm; a style is from seed 0 in both, so only the subject's seed differs."""
+    names = f"subject-{subject}-r4-{arm}.safetensors", f"style-{style}-r4-shared.safetensors"
+    for name in names:
+        shutil.copy(find_world() / "loras" / name, FOLDER)
+    return [FOLDER / name for name in names]
 
 
-def show(rows: dict[str, dict[str, str]]) -> None:
-    """The last table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        "pair", *next(iter(rows.values())), title=f"Two pairs of SDXL-shaped LoRAs, rank {RANK}", title_justify="left"
+def fuse(subject: str, style: str, arm: str) -> str:
+    """Fuse, report and verify; what the report says of the pair."""
+    fused, report = (FOLDER / f"{subject}-{style}-{arm}.{kind}" for kind in ("safetensors", "json"))
+    nplora(
+        "fuse",
+        *map(str, files(subject, style, arm)),
+        "-o",
+        str(fused),
+        "--mu",
+        str(MU),
+        "--report",
+        str(report),
+        "--overwrite",
     )
-    for name, cells in rows.items():
-        table.add_row(name, *cells.values())
-    print()
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    print(f"Both fused files are verified. They lie in {FOLDER}/, with a report of every module.")
+    nplora("verify", str(fused))
+    found = json.loads(report.read_text(encoding="utf-8"))
+    return f"{found['sentence']} {found['advice']}"
+
+
+def paint(opened: Opened, subject: str, style: str, arm: str, steps: int | None, bar: Progress) -> Sheet:
+    """One row: the true picture, then each adapter's."""
+    pair = files(subject, style, arm)
+    grid = arrange(Asked([BOTH], [SEED], parameters={"mu": MU}, alone=ALONE, steps=steps), pair)
+    try:
+        scorer = world_scorer(opened.base, {"subject": subject, "style": style})
+    except UsageError:  # no judge has been trained here
+        scorer = None
+    label = f"{subject} + {style}, {ARMS[arm]}"
+    task = bar.add_task(label)
+    sheet = render(grid, pair, opened, scorer=scorer, progress=lambda n, of: bar.update(task, completed=n, total=of))
+    true = find_world() / "pictures" / "true" / f"{subject}-{style}.png"
+    sheet = sheet.with_column("true picture", [Picture(Image.open(true)) if true.exists() else None])
+    return replace(sheet, rows=(label,))
 
 
 def main() -> None:
-    """Three files, two fusions, one table."""
+    """Four fusions, one grid, one page."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--steps", type=int, help="of the sampler; fewer are faster and rougher")
+    steps = options.parse_args().steps
     FOLDER.mkdir(exist_ok=True)
-    print(f"Making three adapters in {FOLDER}/ ...", flush=True)
-    adapter("subject", "kohya", start=1, training=11)
-    adapter(ARMS["shared seed"], "diffusers", start=1, training=12)
-    adapter(ARMS["different seeds"], "diffusers", start=2, training=13)
-    show({name: fuse_and_prove(style) for name, style in ARMS.items()})
+    rows = [(subject, style, arm) for subject, style in PAIRS for arm in ARMS]
+    said = tuple((f"{subject} + {style}, {ARMS[arm]}", fuse(subject, style, arm)) for subject, style, arm in rows)
+    print("\nOpening the world and painting ...", flush=True)
+    opened = open_pipeline(find_base("world"))
+    with Progress(transient=True) as bar:
+        first, *more = (paint(opened, *row, steps, bar) for row in rows)
+    for sheet in more:
+        first = first.above(sheet)
+    save_png(draw(first, side=128), FOLDER / "demo.png", overwrite=True)
+    loras = dict.fromkeys(file for row in rows for file in files(*row))
+    settings = {
+        "mu": MU,
+        "seed": SEED,
+        "prompt": BOTH,
+        "subject alone": ALONE["subject"],
+        "style alone": ALONE["style"],
+    }
+    sections = [
+        Section("", (HOW,), first),
+        Section("What the reports say", facts=said),
+        Section("How it was made", facts=facts(opened, list(loras), first, settings)),
+    ]
+    page = save_page(FOLDER / "demo.html", "A subject in a style", sections, overwrite=True)
+    print(f"{len(rows) * 6} pictures in {first.seconds:.0f} s. Open {page}, or {FOLDER / 'demo.png'}.")
 
 
 if __name__ == "__main__":

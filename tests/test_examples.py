@@ -34,7 +34,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_example_is_tested() -> None:
-    assert {file.name for file in EXAMPLES.glob("*.py")} == {"demo.py", "fuse.py", "inspect_pair.py"}
+    assert {file.name for file in EXAMPLES.glob("*.py")} == {
+        "demo.py", "sdxl_pairs.py", "fuse.py", "inspect_pair.py",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("example", ["fuse.py", "inspect_pair.py"])
@@ -59,16 +61,31 @@ def test_inspect_pair(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo(tmp_path: Path) -> None:
-    said = run("demo.py", folder=tmp_path)
+def test_the_readme_quotes_the_made_pairs(tmp_path: Path) -> None:
+    said = run("sdxl_pairs.py", folder=tmp_path)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^> (.+)$", readme, re.MULTILINE)
     assert len(quoted) == 2
     for sentence in quoted:
         assert sentence in " ".join(said.split()), sentence
     assert said.count("is what its recipe says") == 2
-    assert {file.name for file in (tmp_path / "demo").iterdir()} == {
+    assert {file.name for file in (tmp_path / "sdxl-pairs").iterdir()} == {
         "subject.safetensors", "style-shared-seed.safetensors", "style-other-seed.safetensors",
         "fused-style-shared-seed.safetensors", "fused-style-other-seed.safetensors",
         "fused-style-shared-seed.json", "fused-style-other-seed.json",
     }  # fmt: skip
+
+
+@pytest.mark.consumer
+@pytest.mark.slow
+@pytest.mark.skipif(not (REPOSITORY / "world" / "model").is_dir(), reason="the folder world/model is missing")
+def test_demo(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed (make venv installs it)")
+    said = run("demo.py", "--steps", "2", folder=tmp_path)
+    assert said.count("is what its recipe says") == 4
+    assert said.count("overlap, chance is 3.1 %") == 4
+    page = (tmp_path / "demo" / "demo.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 4 * 7
+    assert page.count("chance is 3.1 %") == 4
+    assert not re.search(r"https?:", page)
+    assert (tmp_path / "demo" / "demo.png").stat().st_size > 20_000

@@ -31,10 +31,13 @@ pytestmark = [
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_runs(line: str, nplora: Nplora, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "world").symlink_to(REPOSITORY / "world")
+    (tmp_path / "pictures" / "turtle").mkdir(parents=True)
+    Image.effect_noise((64, 64), 60).save(tmp_path / "pictures" / "turtle" / "flat-0.png")
     words = shlex.split(line)
     ran = nplora("", *words, *([] if "--steps" in words else ["--steps", "2"]))
     assert (ran.status, ran.err) == (0, "")
-    assert (tmp_path / words[words.index("-o") + 1]).with_suffix(".html").exists()
+    written = tmp_path / words[words.index("-o") + 1]
+    assert (written if written.suffix else written.with_suffix(".html")).exists()
 
 
 def test_the_snippet_is_a_scorer() -> None:
@@ -46,4 +49,6 @@ def test_the_snippet_is_a_scorer() -> None:
 
 def test_every_axis_and_adapter_is_named() -> None:
     table = PAGE.partition("| axis |")[2].partition("\n\n")[0].replace("-", "_")
-    assert all(f"`{name}`" in table for name in {*axes(), *VARIANTS} - {"seed_"})
+    named = set(re.findall(r"`(\w+)`", table))
+    assert named - {*VARIANTS, "fuse"} <= set(axes())
+    assert {*VARIANTS, "adapter", "method", "mu", "prompt", "seed", "steps", "guidance", "strength"} <= named

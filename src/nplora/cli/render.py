@@ -20,7 +20,7 @@ from .text import count, facts, paragraph, say
 if TYPE_CHECKING:
     from ..pictures import Base, Opened, Scorer, Section, Sheet
 
-CHOSEN = [p for p in FUSE if p not in WRITING and p.name != "components"]
+CHOSEN = [p for p in FUSE if p not in WRITING and p.name not in ("components", "base", "dora")]
 
 
 @click.command(cls=MethodCommand, short_help="Paint grids of pictures with adapters on a local pipeline.")

@@ -92,6 +92,7 @@ VARIANTS = {
         Variant("fused", lambda _: "fused", "the fusion as the axes and options say", _fused),
     )
 }  # fmt: skip
+OWN = ("seed", "base")  # of the picture, where a fusion has a parameter of the same name
 PAIR = ("subject", "style", "addition", "matched", "soft", "hard")  # the default columns for two files
 
 
@@ -166,4 +167,4 @@ def default_adapters(files: int, method: object = None) -> tuple[str, ...]:
 def fuse_parameters() -> dict[str, Parameter]:
     """Every parameter of `nplora.fuse` on which a picture can depend, by name."""
     every = (p for method in known_methods().values() for p in numeric_options(method))
-    return {parameter.name: parameter for parameter in every if parameter.name != "seed"}
+    return {parameter.name: parameter for parameter in every if parameter.name not in OWN}
