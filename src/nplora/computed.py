@@ -19,8 +19,12 @@ from .adapters import LowRank
 from .fused import Fused, FusedModule, Member
 from .merging import merge_all
 from .methods import Merge
+from .naming import resolve_naming
 from .projection import Batch, stream
+from .recompression import compress_all
 from .storage import Spool, Spooled
+
+NO_FULL = ("diffusers", "peft")  # formats with no place for a full matrix
 
 Some = TypeVar("Some", bound=Fused)
 
@@ -32,11 +36,20 @@ def made(fusion: Some, path: str | os.PathLike[str] | None = None) -> Some:
         InputError: a number is not finite. OutputError: there is no room for the results.
     """
     merges = isinstance(fusion.method, Merge)
-    if not merges and all(len(module.projections) < 2 for module in fusion.modules.values()):
+    compresses = any(module.goal is not None for module in fusion.modules.values())
+    most = max((len(module.projections) for module in fusion.modules.values()), default=0)
+    if not (merges or compresses) and most < 2:
         return fusion
     if "made" not in fusion.__dict__:
-        spool = Spool(_folder(path))
-        fusion.__dict__["made"] = merge_all(fusion, spool) if merges else _project_all(fusion, spool)
+        folder, done = _folder(path), fusion
+        if merges:
+            done = merge_all(fusion, Spool(folder))
+        elif most:
+            done = _project_all(fusion, Spool(folder))
+        if compresses:
+            naming = resolve_naming(tuple(fusion.inputs.values()), fusion.parameters["format"], "same")
+            done = compress_all(done, Spool(folder), full=naming.format.name not in NO_FULL)
+        fusion.__dict__["made"] = done
     found: Some = fusion.__dict__["made"]
     return found
 

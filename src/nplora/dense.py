@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapters import Full, LowRank, Update
-from .algebra import numerical_rank
+from .adapters import Full, LowRank, Update, wide
+from .algebra import numerical_rank, thin_svd
 from .errors import UsageError
 from .parameters import attenuation
 from .projection import LEAST
@@ -72,15 +72,25 @@ def calibrated(left: Array, whole: float, limit: float) -> Array:
 def protected(above: Sequence[Share], directions: str | int | float, side: str) -> Array:
     """An orthonormal basis (n, k) of what is protected on the input side; (out, k) on the output side.
 
-    It comes from a dense SVD of the updates one below the other, at their strengths. Of a kind that also rescales the
-    base weight, "all" directions are those of its low-rank part.
+    It comes from an SVD of the updates one below the other, at their strengths: of one low-rank update by
+    its factors, else densely. Of a kind that also rescales the base weight, "all" directions are its low-rank part's.
     """
-    parts = [member.strength * spanning(member.update, directions).delta() for member in above]
-    if not all(np.isfinite(part).all() for part in parts):  # allowed by --allow-nonfinite: it has no directions
-        return np.zeros((parts[0].shape[1 if side == "input" else 0], 0))
-    joined = np.concatenate(parts) if side == "input" else np.concatenate(parts, axis=1).T
-    _, s, vt = np.linalg.svd(joined, full_matrices=False)
-    rank = numerical_rank(s, (joined.shape[0], joined.shape[1]))
+    meant = [spanning(member.update, directions) for member in above]
+    if len(meant) == 1 and isinstance(meant[0], LowRank):
+        pair = wide(meant[0].up), wide(meant[0].down)
+        matrices = list(pair)
+    else:
+        matrices = [member.strength * update.delta() for member, update in zip(above, meant, strict=True)]
+    if not all(np.isfinite(matrix).all() for matrix in matrices):  # allowed by --allow-nonfinite: no directions
+        return np.zeros(((meant[0].size or (0, 0))[1 if side == "input" else 0], 0))
+    if len(meant) == 1 and isinstance(meant[0], LowRank):
+        U, s, V = thin_svd(*pair)
+        vt, size = V.T if side == "input" else U.T, (U.shape[0], V.shape[0])
+    else:
+        joined = np.concatenate(matrices) if side == "input" else np.concatenate(matrices, axis=1).T
+        _, s, vt = np.linalg.svd(joined, full_matrices=False)
+        size = (joined.shape[0], joined.shape[1])
+    rank = numerical_rank(s, size)
     if isinstance(directions, int):
         rank = min(rank, directions)
     elif isinstance(directions, float) and rank:

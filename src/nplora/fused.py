@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .adapter import Adapter, Module
 from .adapters import Factor, Full, LowRank, Update
 from .base import BaseModel
+from .compression import Goal
 from .dense import fuse_dense
 from .leftovers import LeftOut
 from .methods import Merge, Method, Part, Product, find_method
@@ -58,6 +59,7 @@ class FusedModule:
         side: on which side projections act. calibrate: how far what is left of an adapter is scaled up.
         seed: of this module, for methods with randomness.
         made: what is written instead of the members, once a merge has been computed.
+        goal: how far the result is compressed; None: not at all.
         gives_way: role -> the roles that this member is projected away from, where one of them is a full matrix.
     """
 
@@ -71,6 +73,7 @@ class FusedModule:
     seed: int = 0
     made: tuple[Member, ...] | None = None
     gives_way: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    goal: Goal | None = None
 
     def of(self, role: str) -> Module | None:
         """The module that one adapter brings."""
@@ -158,6 +161,22 @@ class FusedModule:
 
 
 @dataclass(frozen=True, slots=True)
+class Squeezed:
+    """What compressing did to a module: ranks before and after, the Frobenius error, and the norm before."""
+
+    name: str
+    before: int
+    rank: int
+    error: float
+    norm: float
+
+    @property
+    def relative(self) -> float:
+        """The error relative to the module's norm."""
+        return self.error / self.norm if self.norm else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Measure:
     """What a merge made of one module.
 
@@ -195,6 +214,7 @@ class Fused(Mapping[str, FusedModule]):
         left_out, notes: what a user should know.
         measures: what the merges made, by module, once they are computed.
         base: the base model, where kinds that depend on it were expanded.
+        squeezed: what compressing did, by module, once it is computed.
     """
 
     inputs: Mapping[str, Adapter]
@@ -207,6 +227,7 @@ class Fused(Mapping[str, FusedModule]):
     progress: Progress | None = None
     measures: Mapping[str, Measure] = field(default_factory=dict)
     base: BaseModel | None = None
+    squeezed: Mapping[str, Squeezed] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> FusedModule:
         return self.modules[name]

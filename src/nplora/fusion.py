@@ -9,6 +9,7 @@ from typing import Any
 from .adapter import Adapter
 from .adapters import Full, Opaque
 from .base import BaseModel
+from .compression import Goal
 from .computed import made
 from .errors import InputError, UsageError
 from .expansion import expand
@@ -19,7 +20,7 @@ from .methods import Merge, Method, find_method
 from .options import check_options
 from .output import save_fusion
 from .pairing import Match, match_modules
-from .parameters import COMMON, check_all
+from .parameters import COMMON, FORMAT, check_all
 from .protection import gives_way, jobs_of, numbered, priorities
 from .report import fusion_report
 from .roles import roles
@@ -72,7 +73,8 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
         method: one of those that ``nplora methods`` lists.
         progress: called with (modules done, modules in all).
         **parameters: the method's own (for np: mu, directions, side) and those of every method: subject_strength,
-            style_strength, components, format, dtype, device, strict, allow_nonfinite.
+            style_strength, components, base, dora, rank, energy, error, keep_style, format, dtype, device, strict,
+            allow_nonfinite.
 
     Returns:
         The fusion; nothing is computed before it is saved, reported or looked at.
@@ -88,6 +90,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     inputs = dict(zip(roles(len(adapters)), adapters, strict=True))
     _require_count(chosen, len(inputs))
     values = check_options(chosen, parameters, len(inputs))
+    goal = _goal(values, inputs)
     base = BaseModel(str(values["base"])) if values["base"] else None
     inputs = {role: expand(adapter, base, str(values["dora"])) for role, adapter in inputs.items()}
     left_out = _unread(inputs)
@@ -115,6 +118,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
                 calibrate,
                 module_seed(seed, match.name),
                 gives_way=gives_way(members, levels) if isinstance(chosen, Method) and chosen.rewrites else {},
+                goal=goal,
             )
     if not modules:
         raise UsageError(
@@ -132,6 +136,26 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
         )
     notes = tuple(f"{role}: {note}" for role, adapter in inputs.items() for note in adapter.notes)
     return Fusion(inputs, chosen, values, strengths, modules, left_out, (*notes, *_unused(base)), progress, base=base)
+
+
+def _goal(values: Mapping[str, Any], inputs: Mapping[str, Adapter]) -> Goal | None:
+    """How far the result is to be compressed.
+
+    Raises:
+        UsageError: energy and error together, or a style to be kept that is not there or by nothing.
+    """
+    rank, energy, error, keep = (values[name] for name in ("rank", "energy", "error", "keep_style"))
+    if energy is not None and error is not None:
+        raise UsageError("--energy and --error say the same in two ways", hint="Give one of them.")
+    if keep and "style" not in inputs:
+        raise UsageError("--keep-style needs a subject and a style", got=f"{len(inputs)} adapters")
+    if rank is None and energy is None and error is None:
+        if keep:
+            raise UsageError(
+                "--keep-style says how to compress, but not how far", hint="Add --rank, --energy or --error."
+            )
+        return None
+    return Goal(rank, energy, error, bool(keep))
 
 
 def _unused(base: BaseModel | None) -> tuple[str, ...]:
@@ -287,6 +311,7 @@ def alone(adapter: Adapter, **options: object) -> Fusion:
     With a base model, kinds that depend on it are written out as what they add.
     """
     values, method = check_all(COMMON, options), find_method("linear")
+    goal = _goal(values, {"subject": adapter})
     base = BaseModel(str(values["base"])) if values["base"] else None
     adapter = expand(adapter, base, str(values["dora"]), keep=base is None)
     inputs = {"subject": adapter}
@@ -295,7 +320,7 @@ def alone(adapter: Adapter, **options: object) -> Fusion:
     left_out = _unread(inputs)
     for name, module in adapter.items():
         if kept is None or module.component in kept:
-            modules[name] = FusedModule(name, (Member("subject", module, 1.0),), {}, method, {})
+            modules[name] = FusedModule(name, (Member("subject", module, 1.0),), {}, method, {}, goal=goal)
         else:
             left_out.add("subject", module.keys, "not among --components")
     return Fusion(
@@ -326,7 +351,7 @@ def convert(
         path: a ``.safetensors`` file, or a folder for the peft format.
         format, dtype: as in `fuse`.
         overwrite: replace an existing output.
-        **options: components, base, dora, as in `fuse`.
+        **options: components, base, dora, rank, energy, error, as in `fuse`.
 
     Returns:
         The report, as of `Fusion.save`.
@@ -334,4 +359,9 @@ def convert(
     Raises:
         OutputError: it cannot be written; nothing is changed then.
     """
-    return save_fusion(alone(adapter, **options), path, format, dtype, overwrite)
+    return save_fusion(made(alone(adapter, format=_known(format), **options), path), path, format, dtype, overwrite)
+
+
+def _known(format: str) -> str | None:
+    """The format, if it is one that `fuse` offers; others are told about when the output is named."""
+    return format if format in FORMAT.choices else None

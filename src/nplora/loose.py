@@ -93,7 +93,7 @@ def loose_tensors(fusion: Fused, naming: Naming, plan: Plan) -> Loose:
     """Everything of a fusion that is not a pair of factors."""
     loose = Loose(left_out=LeftOut(fusion.left_out))
     for module in fusion.modules.values():
-        kinds = [member.update for member in module.modules]
+        kinds = [member.update for member in module.written]
         if any(isinstance(kind, Opaque) for kind in kinds) or carried_whole(module, naming):
             _carry(module.members[0], naming, loose)
         elif any(isinstance(kind, Full) for kind in kinds):

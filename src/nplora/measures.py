@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .fused import Measure
+from .fused import Measure, Squeezed
 
 ROUNDING = 1e-7  # distances from inner products in float64 feel rounding up to about here
 
@@ -98,3 +99,23 @@ def merged_sentence(title: str, found: Total) -> str:
 def _percent(share: float) -> str:
     number = 100 * share
     return f"{number:.0f} %" if number >= 10 else f"{number:.2g} %"
+
+
+def squeezed_total(modules: Iterable[Squeezed]) -> dict[str, Any]:
+    """What compressing a file cost: its exact relative Frobenius error and the worst module's, ranks before and after.
+
+    >>> squeezed_total([Squeezed("a", 4, 2, 3.0, 5.0), Squeezed("b", 4, 4, 0.0, 12.0)])["relative_error"]
+    0.23076923076923078
+    """
+    known = list(modules)
+    norm, error = (
+        sqrt(sum(value**2 for value in values)) for values in zip(*((m.norm, m.error) for m in known), strict=True)
+    )
+    worst = max(known, key=lambda module: module.relative)
+    return {
+        "relative_error": error / norm if norm else 0.0,
+        "worst_module": worst.name,
+        "worst_relative_error": worst.relative,
+        "ranks_before": sum(module.before for module in known),
+        "ranks": sum(module.rank for module in known),
+    }

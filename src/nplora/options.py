@@ -12,7 +12,8 @@ from .parameters import COMMON, PAIR_ONLY, WRITING, Parameter, check_all
 def options_of(method: Method | Merge, count: int = 2) -> tuple[Parameter, ...]:
     """Every option of a fusion by this method of so many adapters: the method's first, then the common ones."""
     common = COMMON if count <= 2 else tuple(parameter for parameter in COMMON if parameter not in PAIR_ONLY)
-    return (*method.options, *common)
+    own = {parameter.name for parameter in method.options}  # a merge's rank is also what its result is compressed to
+    return (*method.options, *(parameter for parameter in common if parameter.name not in own))
 
 
 def numeric_options(method: Method | Merge, count: int = 2) -> tuple[Parameter, ...]:

@@ -38,7 +38,7 @@ def save_fusion(
     low_rank = [
         naming.output_module(module)
         for module in fusion.modules.values()
-        if all(isinstance(member.update, LowRank) for member in module.modules) and not carried_whole(module, naming)
+        if all(isinstance(member.update, LowRank) for member in module.written) and not carried_whole(module, naming)
     ]
     plan = plan_modules(low_rank, naming.format, naming.layout, naming.dtype)
     loose = loose_tensors(fusion, naming, plan)

@@ -285,9 +285,23 @@ RANK = Parameter(
     "Rank of the result in each module; by default as large as all the adapters' ranks together.", low=1,
 )  # fmt: skip
 
+ENERGY = Parameter(
+    "energy", "number", None,
+    "Compress each module to as few ranks as hold this share of its energy (its squared norm).", low=0.0, high=1.0,
+)  # fmt: skip
+ERROR = Parameter(
+    "error", "number", None,
+    "Compress each module to as few ranks as keep its relative Frobenius error within this.", low=0.0, high=1.0,
+)  # fmt: skip
+KEEP_STYLE = Parameter(
+    "keep_style", "flag", False,
+    "Compress only what lies outside the style's input directions, whose response stays as it is.",
+)  # fmt: skip
+
 # What `fuse` understands whatever the method, in the order in which help and reports show it.
 COMMON = (
-    SUBJECT_STRENGTH, STYLE_STRENGTH, STRENGTHS, COMPONENTS, BASE, DORA, FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE,
+    SUBJECT_STRENGTH, STYLE_STRENGTH, STRENGTHS, COMPONENTS, BASE, DORA, RANK, ENERGY, ERROR, KEEP_STYLE,
+    FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE,
 )  # fmt: skip
 PAIR_ONLY = (SUBJECT_STRENGTH, STYLE_STRENGTH)  # names of two adapters; of more, each has a letter
 WRITING = (FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE)  # these change no number

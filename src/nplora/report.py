@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import metadata as words
-from .fused import Fused, Measure
-from .measures import merged_sentence, total
+from .fused import Fused, Measure, Squeezed
+from .measures import merged_sentence, squeezed_total, total
 from .methods import Merge
 from .overlap import Summary, advice, change, matched_strength, overlap_sentence, sentence, summarise
 from .projection import Overlap
@@ -66,7 +66,7 @@ def recipe(
 def _found(fusion: Fused, overlaps: Mapping[str, Overlap] | None) -> dict[str, Any]:
     """What came out; without overlaps, numbers of full length that reserve the room."""
     if fusion.method is None:
-        return {}
+        return _compressed(fusion)
     found: dict[str, Any] = {}
     if "style" in fusion.inputs:
         mu = _mu(fusion)
@@ -77,7 +77,15 @@ def _found(fusion: Fused, overlaps: Mapping[str, Overlap] | None) -> dict[str, A
             found = {**results(summarise(_of_pair(overlaps)), mu), "sentence": _sentence(fusion, overlaps)}
     else:
         found = {"sentence": _sentence(fusion, overlaps) if overlaps is not None else "x" * 800 * len(fusion.inputs)}
-    return {**found, **_merged(fusion)}
+    return {**found, **_merged(fusion), **_compressed(fusion)}
+
+
+def _compressed(fusion: Fused) -> dict[str, Any]:
+    """What compressing cost, in numbers."""
+    if not fusion.squeezed:
+        return {}
+    found = squeezed_total(fusion.squeezed.values())
+    return {"compression": {name: _round(x) if isinstance(x, float) else x for name, x in found.items()}}
 
 
 def _mu(fusion: Fused) -> float | None:
@@ -193,11 +201,13 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
         "parameters": {name: words.jsonable(value) for name, value in fusion.parameters.items()},
         **(results(summary, _mu(fusion)) if len(fusion.inputs) <= 2 else _each(fusion)),
         **_merged(fusion),
+        **_compressed(fusion),
         "sentence": _sentence(fusion, fusion.overlaps),
         "advice": advice(summary) if fusion.method and fusion.method.name == "np" else "",
         "modules": _module_counts(fusion),
         "overlaps": [_overlap(overlap, len(fusion.inputs)) for overlap in fusion.overlaps.values()],
         **({"merges": [_measure(measure) for measure in fusion.measures.values()]} if fusion.measures else {}),
+        **({"compressed": [_squeezed(module) for module in fusion.squeezed.values()]} if fusion.squeezed else {}),
         "notes": [*fusion.notes, *(_filled(fusion.overlaps) if _mu(fusion) else ())],
         "left_out": dict(fusion.left_out),
         "trigger_words": {role: words.trigger_words(adapter.metadata) for role, adapter in fusion.inputs.items()},
@@ -209,6 +219,13 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
         report["tensors_written"] = len(target.specs)
         report["bytes_copied_tensors"] = len(target.specs) - len(target.plan.rewritten) - len(target.plan.scalars)
     return report
+
+
+def _squeezed(module: Squeezed) -> dict[str, Any]:
+    return {
+        "module": module.name, "ranks_before": module.before, "rank": module.rank,
+        "relative_error": _round(module.relative),
+    }  # fmt: skip
 
 
 def _each(fusion: Fused) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from ..parameters import BASE, COMPONENTS, DORA, DTYPE, FORMAT
-from .fuse import left_out, require_free
+from ..parameters import BASE, COMPONENTS, DORA, DTYPE, ENERGY, ERROR, FORMAT, RANK
+from .fuse import compressed, left_out, require_free
 from .options import take, with_parameters
 from .text import count, facts, paragraph, say, size, write_json
 
-PARAMETERS = (FORMAT, DTYPE, COMPONENTS, BASE, DORA)
+PARAMETERS = (FORMAT, DTYPE, COMPONENTS, BASE, DORA, RANK, ENERGY, ERROR)
 
 
 @click.command(short_help="Write an adapter in another format or number type.")
@@ -23,7 +23,8 @@ def command(adapter: str, output: str, overwrite: bool, report: str | None, quie
     """Write ADAPTER (a file or a PEFT folder) in another format or number type.
 
     Every module adds the same to its weight as before; only names, scales and the number type change. With --base,
-    kinds that depend on the base model (DoRA, OFT, ...) become what they add to it.
+    kinds that depend on the base model (DoRA, OFT, ...) become what they add to it; --rank, --energy and --error
+    compress every module to the nearest one of fewer ranks and print the exact error.
     """
     from .. import convert, load
     from ..storage import TensorFile
@@ -39,6 +40,6 @@ def command(adapter: str, output: str, overwrite: bool, report: str | None, quie
     written, modules = TensorFile(done["output"]), count(done["modules"]["passed_through"]["subject"], "module")
     say(
         paragraph(f"{modules} from {loaded.format.name} to {done['format']}."),
-        facts([("written", f"{done['output']}: {size(written.size)}"), *left_out(done, report),
+        facts([("written", f"{done['output']}: {size(written.size)}"), *compressed(done), *left_out(done, report),
                *(("note", note) for note in done["notes"])]),
     )  # fmt: skip

@@ -90,7 +90,7 @@ def _facts(fusion: Fusion, done: dict[str, Any], report: str | None) -> list[tup
     rows = [("written", f"{done['output']}: {_made_of(fusion, done)}"), ("modules", _modules(done["modules"]))]
     if done["biases_and_norms_added"]:
         rows.append(("added", f"{count(len(done['biases_and_norms_added']), 'bias or norm delta')}, by strength"))
-    rows += left_out(done, report)
+    rows += compressed(done) + left_out(done, report)
     rows += [(f"{role} words", ", ".join(words)) for role, words in done["trigger_words"].items() if words]
     return rows + [("note", note) for note in done["notes"]]
 
@@ -115,6 +115,17 @@ def _modules(counts: dict[str, Any]) -> str:
     return f"{text}; {' and '.join(passed)} passed through" if passed else text
 
 
+def compressed(done: dict[str, Any]) -> list[tuple[str, str]]:
+    """What compressing cost."""
+    found = done.get("compression")
+    if found is None:
+        return []
+    text = f"{found['ranks_before']} ranks in all to {found['ranks']}, relative error {found['relative_error']:.2e}"
+    if found["relative_error"]:
+        text += f" (worst module {found['worst_module']}: {found['worst_relative_error']:.2e})"
+    return [("compressed", text)]
+
+
 def left_out(done: dict[str, Any], report: str | None = None) -> list[tuple[str, str]]:
     """Keys of the inputs that are not in the output, the first few by name, and what was kept under old names."""
     rows = []
@@ -130,4 +141,4 @@ def left_out(done: dict[str, Any], report: str | None = None) -> list[tuple[str,
     return rows
 
 
-__all__ = ["command", "left_out", "require_free"]
+__all__ = ["command", "compressed", "left_out", "require_free"]
