@@ -51,7 +51,8 @@ def test_fuse_with_every_option(nplora: Nplora, tmp_path: Path) -> None:
     assert report["parameters"] == {
         "mu": "inf", "directions": 0.9, "side": "output", "protect": "2 > 1", "calibrate": 1.5, "subject_strength": -0.5,
         "style_strength": 1.1, "strengths": ["2@attention=0.5", "1@mlp=2.0", "*@down=1.0"], "components": ["unet"],
-        "base": None, "dora": "exact", "format": "diffusers", "dtype": "fp32", "device": "cpu", "strict": False,
+        "base": None, "dora": "exact", "rank": None, "energy": None, "error": None, "keep_style": False,
+        "format": "diffusers", "dtype": "fp32", "device": "cpu", "strict": False,
         "allow_nonfinite": True,
     }  # fmt: skip
     assert len(report["left_out"]) == 3

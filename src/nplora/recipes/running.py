@@ -16,7 +16,20 @@ from ..loading import load
 from ..metadata import RECIPE, jsonable
 from ..methods import known_methods
 from ..options import options_of
-from ..parameters import BASE, COMPONENTS, DORA, DTYPE, FORMAT, PAIR_ONLY, WRITING, Parameter
+from ..parameters import (
+    BASE,
+    COMPONENTS,
+    DORA,
+    DTYPE,
+    ENERGY,
+    ERROR,
+    FORMAT,
+    KEEP_STYLE,
+    PAIR_ONLY,
+    RANK,
+    WRITING,
+    Parameter,
+)  # fmt: skip
 from ..recipe import Source, require_source
 from ..report import written_values
 from ..roles import roles
@@ -50,7 +63,7 @@ def method_parameters(count: int = 2) -> dict[str, tuple[Parameter, ...]]:
     """
     elsewhere = {FORMAT, DTYPE, *PAIR_ONLY}
     options = {name: options_of(method, count) for name, method in known_methods().items()}
-    options["convert"] = (COMPONENTS, BASE, DORA, *WRITING)
+    options["convert"] = (COMPONENTS, BASE, DORA, RANK, ENERGY, ERROR, KEEP_STYLE, *WRITING)
     return {name: tuple(parameter for parameter in own if parameter not in elsewhere) for name, own in options.items()}
 
 
