@@ -44,15 +44,25 @@ def compress_all(fusion: Some, spool: Spool, *, full: bool) -> Some:
     modules, found = dict(fusion.modules), {}
     todo = [module for module in fusion.modules.values() if module.goal is not None and _is_known(module)]
 
-    def compress(module: FusedModule) -> Result:
-        return compress_module(module, full=full, allow_nonfinite=bool(fusion.parameters["allow_nonfinite"]))
+    too_few: dict[int, FusedModule] = {}  # ranks of a style that are to be kept -> a module
+
+    def compress(module: FusedModule) -> Result | TooFewError:
+        try:
+            return compress_module(module, full=full, allow_nonfinite=bool(fusion.parameters["allow_nonfinite"]))
+        except TooFewError as error:
+            return error
 
     for done, (module, result) in enumerate(run_threads(compress, todo, os.cpu_count() or 1), 1):
+        if isinstance(result, TooFewError):
+            too_few[result.kept] = module
+            continue
         found[module.name] = result.squeezed
         if result.factors is not None:
             modules[module.name] = replace(module, made=(_kept(module, result.factors, spool),))
         if fusion.progress:
             fusion.progress(done, len(todo))
+    if too_few:
+        raise _too_few(max(too_few), too_few[max(too_few)])
     ordered = {name: found[name] for name in modules if name in found}
     finished = replace(fusion, modules=modules, squeezed=ordered, progress=None)
     if "overlaps" in fusion.__dict__:
@@ -68,7 +78,7 @@ def compress_module(module: FusedModule, *, full: bool = True, allow_nonfinite: 
     """Compress one module.
 
     Raises:
-        UsageError: fewer ranks are asked for than the style's. InputError: a number is not finite.
+        TooFewError: fewer ranks are asked for than the style's. InputError: a number is not finite.
     """
     assert module.goal is not None
     B, A = stack_of(module)
@@ -77,17 +87,18 @@ def compress_module(module: FusedModule, *, full: bool = True, allow_nonfinite: 
         if allow_nonfinite:  # such a module has no singular values
             return Result(None, Squeezed(module.name, before, before, 0.0, 0.0))
         raise _not_finite(module)
-    try:
-        result = recompress(B, A, module.goal, style_basis(module))
-    except TooFewError as error:
-        raise UsageError(
-            f"the style alone has rank {error.kept} in {module.name}, and its response is to be kept",
-            expected=f"--rank {error.kept} or more", got=module.goal.rank,
-            hint="Ask for more ranks, or leave --keep-style away.",
-        ) from None  # fmt: skip
+    result = recompress(B, A, module.goal, style_basis(module))
     if _is_better_left(result, B, A, full):
         return Result(None, Squeezed(module.name, before, before, 0.0, result.norm))
     return Result((result.up, result.down), Squeezed(module.name, before, result.rank, result.error, result.norm))
+
+
+def _too_few(kept: int, module: FusedModule) -> UsageError:
+    assert module.goal is not None
+    return UsageError(
+        f"the style alone has rank {kept} in {module.name}, and its response is to be kept",
+        expected=f"--rank {kept} or more", got=module.goal.rank, hint="Ask for more ranks, or leave --keep-style away.",
+    )  # fmt: skip
 
 
 def _not_finite(module: FusedModule) -> InputError:
