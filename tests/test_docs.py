@@ -25,7 +25,12 @@ from nplora.formats import keys
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = {
     page.relative_to(REPOSITORY).as_posix(): page.read_text(encoding="utf-8")
-    for page in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "benchmarks" / "README.md")
+    for page in (
+        *REPOSITORY.glob("*.md"),
+        *(REPOSITORY / "docs").glob("*.md"),
+        REPOSITORY / "benchmarks" / "README.md",
+        REPOSITORY / "comfyui" / "README.md",
+    )
 }
 
 
@@ -89,6 +94,24 @@ def test_the_snippet_on_looking_runs(
     (snippet,) = blocks("docs/inspect.md", "python")
     exec(compile(snippet, "docs/inspect.md", "exec"), {})  # noqa: S102 - our own page
     assert "ComfyUI takes 2 of 8 keys and drops 6." in capsys.readouterr().out
+
+
+@pytest.mark.consumer
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # of theirs
+@pytest.mark.parametrize("page", ["docs/diffusers.md", "docs/peft.md"])
+def test_the_how_to_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page, one after the other, in a folder that has the world beside it."""
+    for package in ("torch", "diffusers", "transformers", "peft"):
+        pytest.importorskip(package, reason=f"no {package}: the page cannot be run")
+    world = REPOSITORY / "world"
+    if not (world / "model").is_dir():
+        pytest.skip("the folder world/model is missing")
+    (tmp_path / "world").symlink_to(world)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for snippet in blocks(page, "python"):
+        exec(compile(snippet, page, "exec"), names)  # noqa: S102 - our own page
+    assert [*tmp_path.glob("*.png")] or (tmp_path / "out" / "fused" / "adapter_config.json").exists()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..adapter import Adapter
 from . import SD3, UNETS, Program, Rule, bases
 
 LOGGED = "ComfyUI logs 'lora key not loaded' and goes on"
@@ -29,3 +32,12 @@ PROGRAM = Program(
     ),
     "read (ComfyUI 17358c8), not run: it is in no package registry",
 )  # fmt: skip
+
+
+def safest_format(adapters: Sequence[Adapter]) -> str:
+    """The ``format`` of `fuse` whose names ComfyUI finds: kohya's for a UNet, else those of the inputs.
+
+    >>> safest_format([load("cat.safetensors"), load("ink.safetensors")])  # doctest: +SKIP
+    'kohya'
+    """
+    return "kohya" if any(adapter.layout and adapter.layout.name in UNETS for adapter in adapters) else "auto"
