@@ -29,8 +29,13 @@ NO_FULL = ("diffusers", "peft")  # formats with no place for a full matrix
 Some = TypeVar("Some", bound=Fused)
 
 
-def made(fusion: Some, path: str | os.PathLike[str] | None = None) -> Some:
+def made(fusion: Some, path: str | os.PathLike[str] | None = None, *, everything: bool = False) -> Some:
     """The fusion with everything computed that its output's layout needs; once, on the output's disk if there is one.
+
+    Args:
+        fusion: from `fuse`.
+        path: of the output.
+        everything: compute all projections, those too that could be written as they come.
 
     Raises:
         InputError: a number is not finite. OutputError: there is no room for the results.
@@ -38,7 +43,7 @@ def made(fusion: Some, path: str | os.PathLike[str] | None = None) -> Some:
     merges = isinstance(fusion.method, Merge)
     compresses = any(module.goal is not None for module in fusion.modules.values())
     most = max((len(module.projections) for module in fusion.modules.values()), default=0)
-    if not (merges or compresses) and most < 2:
+    if not (merges or compresses) and most < (1 if everything else 2):
         return fusion
     if "made" not in fusion.__dict__:
         folder, done = _folder(path), fusion

@@ -402,3 +402,30 @@ def test_a_method_is_shown(nplora: Nplora) -> None:
         "calibrate",
     ]
     assert all(method["formula"] and method["guarantee"] for method in data.values())
+
+
+@pytest.mark.usefixtures("pair")
+def test_compare_methods(nplora: Nplora, tmp_path: Path) -> None:
+    ran = nplora("compare-methods cat.safetensors ink.safetensors --methods np,linear,ties,peft-linear --density 0.5")
+    assert (ran.status, ran.err) == (0, "")
+    lines = [line.rstrip() for line in ran.out.splitlines()]
+    (head,) = [line for line in lines if line.startswith("method ")]
+    assert head.split() == [
+        "method",
+        "rank",
+        "size",
+        "time",
+        "from",
+        "sum",
+        "leakage",
+        "kept",
+        "subject",
+        "kept",
+        "style",
+        "foreign",
+    ]
+    assert [line.split()[0] for line in lines[lines.index(head) + 1 :][:3]] == ["np", "linear", "ties"]
+    assert "  peft-linear     not possible: " in ran.out
+    data = json.loads(nplora("compare-methods cat.safetensors ink.safetensors --methods linear --json").out)
+    assert data["methods"][0]["distance"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.safetensors", "ink.safetensors"]

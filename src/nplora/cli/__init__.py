@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Command -> what it does, in the order of the help. Each is a module of this package that holds `command`.
 COMMANDS = {
     "fuse": "Fuse a subject and a style into one file.",
-    "inspect": "Say what an adapter is: base, format, ranks, scales, norms, words.",
+    "inspect": "Say what an adapter is: base, format, ranks, scales, norms.",
     "compare": "Say how much two adapters overlap and what mu will do.",
     "convert": "Write an adapter in another format or number type.",
     "report": "Write a page on a fused file: what the fusion did, and why.",
@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "Make everything that a recipe says, none of it twice.",
     "recipe": "Print the recipe that a fused file carries.",
     "methods": "List the fusion methods with their parameters.",
+    "compare-methods": "Fuse by every method and compare what comes out.",
     "render": "Paint grids of pictures with adapters on a local pipeline.",
     "train-lora": "Train a subject or a style LoRA of your own.",
 }

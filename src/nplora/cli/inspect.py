@@ -35,7 +35,7 @@ SPARK = " ▁▂▃▄▅▆▇█"
 WIDTH = 16  # characters of a spectrum
 
 
-@click.command(short_help="Say what an adapter is: base, format, ranks, scales, norms, words.")
+@click.command(short_help="Say what an adapter is: base, format, ranks, scales, norms.")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON (a list, for several adapters).")
 @click.option(
