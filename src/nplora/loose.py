@@ -156,7 +156,8 @@ def _full(module: FusedModule, values: Mapping[str, object], naming: Naming, loo
     spelling = _spelling(module.name, first.origin, naming)
     for member in module.members:
         if spelling is None or naming.format.name in ("diffusers", "peft"):
-            loose.left_out.add(member.role, member.module.keys, f"{naming.format.title} has no place for a full matrix")
+            why = f"{naming.format.title} has no place for a full matrix (--rank or --error makes it low-rank)"
+            loose.left_out.add(member.role, member.module.keys, why)
         elif not values["allow_nonfinite"]:
             for matrix in _matrices(member.update):
                 if isinstance(matrix, Factor):  # what is computed is looked at when it is there

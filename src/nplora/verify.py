@@ -182,8 +182,8 @@ def remake(
         )  # fmt: skip
     inputs = _inputs(made, recipe, paths)
     given = dict(parameters)
-    if recipe is not None and recipe.base is not None:
-        given.setdefault("base", find_base(recipe.base, made))
+    if recipe is not None and recipe.base is not None and "base" not in given:
+        given["base"] = find_base(recipe.base, made)
     fusion = _rerun(made, recipe, inputs, method, given)
     if recipe is not None and recipe.base is not None and "base" not in parameters:
         require_base(recipe.base, fusion.base, made)
