@@ -30,6 +30,7 @@ from nplora.pictures import (
     find_base,
     find_world,
     open_pipeline,
+    prepare_process,
     render,
     save_page,
     save_png,
@@ -57,10 +58,14 @@ def nplora(*words: str) -> None:
 
 
 def files(subject: str, style: str, arm: str) -> list[Path]:
-    """The two LoRAs of an arm; a style is from seed 0 in both, so only the subject's seed differs."""
-    names = f"subject-{subject}-r4-{arm}.safetensors", f"style-{style}-r4-shared.safetensors"
+    """The two LoRAs of an arm: both from seed 0, or each from a seed of its own."""
+    shipped = find_world() / "loras"
+    style_file = f"style-{style}-r4-{arm}.safetensors"
+    if not (shipped / style_file).exists():  # a subject from its own seed shares nothing with a style from seed 0
+        style_file = f"style-{style}-r4-shared.safetensors"
+    names = f"subject-{subject}-r4-{arm}.safetensors", style_file
     for name in names:
-        shutil.copy(find_world() / "loras" / name, FOLDER)
+        shutil.copy(shipped / name, FOLDER)
     return [FOLDER / name for name in names]
 
 
@@ -104,6 +109,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--steps", type=int, help="of the sampler; fewer are faster and rougher")
     steps = options.parse_args().steps
+    prepare_process()
     FOLDER.mkdir(exist_ok=True)
     rows = [(subject, style, arm) for subject, style in PAIRS for arm in ARMS]
     said = tuple((f"{subject} + {style}, {ARMS[arm]}", fuse(subject, style, arm)) for subject, style, arm in rows)

@@ -32,6 +32,7 @@ from nplora.pictures import (
     paint,
     render,
     wanted_of,
+    world_scorer,
 )
 
 pytestmark = [pytest.mark.consumer, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -243,6 +244,35 @@ def test_the_command(nplora: Nplora, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_world_s_files_say_what_they_show() -> None:
     files = [WORLD / "loras" / name for name in ("subject-fox-r4-own.safetensors", "style-gold-r4-shared.safetensors")]
     assert wanted_of(files) == {"subject": "fox", "style": "gold"}
+
+
+def judge_or_skip(wanted: dict[str, str]):
+    try:
+        return world_scorer(find_base(WORLD), wanted)
+    except UsageError as error:
+        pytest.skip(f"the judge cannot be used here: {error}")
+
+
+def true_pictures() -> list[Path]:
+    return sorted((WORLD / "pictures" / "true").glob("*.png"))
+
+
+@needs_world
+@pytest.mark.parametrize("file", true_pictures(), ids=lambda file: file.stem)
+def test_the_judge_knows_true_pictures(file: Path) -> None:
+    subject, style = file.stem.split("-")
+    score = judge_or_skip({"subject": subject, "style": style})
+    with Image.open(file) as image:
+        (found,) = score([image], [None])  # type: ignore[list-item]
+    assert list(found) == [subject, style]
+    assert min(found.values()) > 0.5
+
+
+@needs_world
+def test_the_judge_says_what_it_does_not_know() -> None:
+    judge_or_skip({"subject": "fox"})
+    with pytest.raises(UsageError, match="the world's judge knows no style 'cubism': expected blueprint, "):
+        world_scorer(find_base(WORLD), {"style": "cubism"})
 
 
 # ------------------------------------------------------------------------------------------ wording

@@ -62,6 +62,7 @@ def command(files: Sequence[str], base: str, output: str, quiet: bool, **values:
     """
     from .. import load, pictures
 
+    pictures.prepare_process()
     paths = [Path(file) for file in files]
     chosen = ("method", *pictures.fuse_parameters())
     parameters = given({name: values[name] for name in chosen if name in values})

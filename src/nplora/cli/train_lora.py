@@ -44,8 +44,10 @@ def command(base: str, images: str, prompt: str, kind: str, output: str, form: s
     On the world it takes about a minute on a laptop's CPU; on Stable Diffusion and SDXL it wants a GPU. The UNet's
     attention and feed-forward layers are trained, nothing else.
     """
+    from ..pictures import prepare_process
     from ..training import train_lora
 
+    prepare_process()
     with Progress("training", quiet=quiet) as progress:
         trained = train_lora(
             base, Path(images), prompt, kind, Path(output), forms=(form,), **values,

@@ -16,7 +16,7 @@ from .cells import VARIANTS, Cell, Source, Variant, fuse_parameters
 from .drawing import draw, save_png
 from .mounting import adapter_on
 from .pages import Section, page, save_page
-from .pipelines import Opened, Shot, open_pipeline, paint
+from .pipelines import Opened, Shot, open_pipeline, paint, prepare_process
 from .rendering import Picture, Sheet, render
 from .scores import Scorer, load_scorer, wanted_of, world_scorer
 from .telling import facts, pair_words
@@ -50,6 +50,7 @@ __all__ = [
     "paint",
     "pair_words",
     "parse_axis",
+    "prepare_process",
     "render",
     "save_page",
     "save_png",

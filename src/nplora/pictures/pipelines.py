@@ -93,7 +93,6 @@ def open_pipeline(
         UsageError: a package or the device is missing; InputError: diffusers cannot open the folder.
     """
     needed("torch", "diffusers", "transformers", "peft", "accelerate")
-    _before_imports()
     import torch
 
     device, dtype = _resolved(device, dtype)
@@ -121,11 +120,6 @@ def open_pipeline(
         raise InputError(f"diffusers loads no LoRA into a {type(pipe).__name__}", file=base.folder)
     width, height = size or _own_size(pipe)
     return Opened(pipe, base, device, dtype, width, height)
-
-
-def _before_imports() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # this process paints with local files only
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin make a busy machine many times slower
 
 
 def _resolved(device: str, dtype: str) -> tuple[str, str]:
@@ -156,6 +150,16 @@ def _own_size(pipe: Any) -> tuple[int, int]:
 def in_short(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:200] + " ..."
+
+
+def prepare_process() -> None:
+    """Settings that torch and the hub's client read when they are imported; for programs, not for libraries.
+
+    Threads that wait spinning make a busy machine many times slower; and a process that paints with local files has
+    nothing to ask a hub for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @contextmanager
