@@ -27,7 +27,7 @@ PAGES = {
     page.relative_to(REPOSITORY).as_posix(): page.read_text(encoding="utf-8")
     for page in (
         *REPOSITORY.glob("*.md"),
-        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "docs").rglob("*.md"),
         REPOSITORY / "benchmarks" / "README.md",
         REPOSITORY / "comfyui" / "README.md",
     )

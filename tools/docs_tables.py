@@ -1,4 +1,4 @@
-"""Write the tables of docs/formats.md from the code: `.venv/bin/python tools/docs_tables.py`.
+"""Write the tables of docs/formats.md and docs/methods/ from the code: `.venv/bin/python tools/docs_tables.py`.
 
 A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`. `tests/test_docs.py` fails where the page says
 something else than the code.
@@ -6,13 +6,15 @@ something else than the code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from nplora.adapters import all_kinds
 from nplora.formats import Format, all_formats, unspelled
 from nplora.formats.keys import SUFFIXES
 from nplora.layouts import load, names
+from nplora.methods import all_methods, known_methods
 from nplora.parameters import FORMAT
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
@@ -78,17 +80,56 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 TABLES = {"formats": formats, "kinds": kinds, "bases": bases}
 
 
-def filled(page: str) -> str:
+def methods() -> str:
+    """One row for each file in `methods/`."""
+    rows = [
+        (f"[`{name}`]({name}.md)", method.title, _escaped(_sentence(method.guarantee)))
+        for name, method in sorted(known_methods().items(), key=lambda item: (item[0] not in all_methods(), item[0]))
+    ]
+    return _table(("name", "what", "what holds"), rows)
+
+
+def facts(name: str) -> str:
+    """Formula, guarantee, reference and options of one method."""
+    method = known_methods()[name]
+    lines = [f"    {method.formula}", ""]
+    lines += [f"**Holds:** {_sentence(method.guarantee)}", "", f"**Source:** {_sentence(method.reference)}", ""]
+    rows = [
+        (f"`{p.option}`", _escaped(p.range), "" if p.default is None else str(p.default), _escaped(p.sentence))
+        for p in method.options
+    ]
+    return "\n".join([*lines, _table(("option", "values", "default", "what it does"), rows)])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def filled(page: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
     """The page with its tables as the code has them now."""
-    for name, make in TABLES.items():
+    for name, make in tables.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, found, rest = page.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
-            raise SystemExit(f"{PAGE.name}: there is no table {begin} ... {end}")
+            raise SystemExit(f"there is no table {begin} ... {end}")
         page = f"{before}{begin}\n\n{make()}\n\n{end}{after}"
     return page
 
 
+def pages() -> dict[Path, Mapping[str, Callable[[], str]]]:
+    """Every page with tables, and how each of them is made."""
+    found: dict[Path, Mapping[str, Callable[[], str]]] = {PAGE: TABLES}
+    folder = PAGE.parent / "methods"
+    found[folder / "README.md"] = {"methods": methods}
+    found |= {folder / f"{name}.md": {name: partial(facts, name)} for name in known_methods()}
+    return found
+
+
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, tables in pages().items():
+        path.write_text(filled(path.read_text(encoding="utf-8"), tables), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 
 from ..algebra import Array, namespace, transpose
@@ -19,7 +20,7 @@ ROUNDS = 100  # of Lloyd's algorithm at most; a few are enough for the tens of u
     reference="arXiv 2409.16167 as we read it, on SVD units",
     formula="units (sqrt(s) u, sqrt(s) v) of all w_i dW_i; k-means, signs aligned; D = R/k sum of the k centroids",
     guarantee="k = R, or K equal adapters at k = r, is the exact sum; the same for any factors of the same updates",
-    parameters=(RANK,),
+    parameters=(replace(RANK, sentence="Number of clusters; by default the largest rank of one adapter."),),
 )
 def lego(parts: Sequence[Part], *, seed: int = 0, rank: int | None = None) -> Product:
     """Cluster the SVD units of all updates into `rank` ones.

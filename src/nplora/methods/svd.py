@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..bases import stacked, truncated
 from ..parameters import RANK
@@ -15,7 +16,7 @@ from . import Part, Product, merge, weighted
     reference="Eckart and Young 1936",
     formula="D = sum_i w_i dW_i, its `rank` largest singular values kept",
     guarantee="the nearest update of that rank; without a rank the exact sum in as few ranks as it has",
-    parameters=(RANK,),
+    parameters=(replace(RANK, sentence="Rank of the result; by default as many as the exact sum has."),),
 )
 def svd(parts: Sequence[Part], *, seed: int = 0, rank: int | None = None) -> Product:
     """``sum_i w_i dW_i`` truncated to a rank: QR of both stacks and an SVD of the small core between them.
