@@ -72,7 +72,7 @@ def test_the_snippet_of_k_lora_runs(folder: Path, capsys: pytest.CaptureFixture[
 def test_a_block_slice_takes_one_block_of_each(folder: Path) -> None:
     from nplora.cli import main
 
-    assert main(code("block-slice", "sh").split()[1:]) == 0
+    assert main(code("block-slice", "shell").split()[1:]) == 0
     cat, ink, slice_ = (nplora.load(folder / f"{name}.safetensors") for name in ("cat", "ink", "slice"))
     assert set(slice_) == {name for name in SDXL if ".attentions.2." not in name}
     for name in slice_:
