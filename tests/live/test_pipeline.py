@@ -89,6 +89,17 @@ def test_directions_reach_the_method(pipe):
     assert_close({BOTH: deltas(pipe.transformer, "fused")[BOTH]}, {BOTH: wanted})
 
 
+def test_what_is_left_may_be_calibrated_and_turned(pipe):
+    """Calibration is not linear in g: it is computed anew from the fused adapter, whose factors are rounded."""
+    cat, ink = (deltas(pipe.transformer, name)[BOTH] for name in ("cat", "ink"))
+    fuse_adapters(pipe, "cat", "ink", mu=0.1, calibrate=3.0)
+    for mu in (4.0, 0.7):
+        set_mu(pipe, mu)
+        left = projected(cat, ink, mu)
+        left *= min(3.0, np.linalg.norm(cat) / np.linalg.norm(left))
+        assert_close({BOTH: deltas(pipe.transformer, "fused")[BOTH]}, {BOTH: left + ink}, 1e-6)
+
+
 @pytest.mark.parametrize("strengths", [(0.5, 1.0), (-1.0, 2.0), (1.0, 0.0)])
 def test_strength_means_strength_of_the_product(pipe, strengths):
     wanted = expected(pipe, 0.5 if strengths[1] else 0.0, strengths=strengths)

@@ -51,7 +51,8 @@ class LiveFusion:
         if not by_role:
             names = " and ".join(self.adapters)
             return f"{names} by {self.method}: {self.fused} layers fused, {self.passed} of one adapter alone."
-        said = {role: sentence(summarise(met), mu, met, role) for role, met in by_role.items()}
+        limit = float(str(self.parameters.get("calibrate", 1.0)))
+        said = {role: sentence(summarise(met), mu, met, role, limit) for role, met in by_role.items()}
         return " ".join(text if len(self.adapters) == 2 else f"{role}: {text}" for role, text in said.items())
 
     @property

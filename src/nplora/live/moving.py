@@ -21,7 +21,7 @@ class Moving:
     """The factor of one adapter that a projection changes, as a matrix with a row for each of its ranks.
 
     ``base`` (r_c, n) is the factor itself (A_c, or B_c^T for the output side) in its own number type. ``change``
-    (r_c, n) float32 is what is subtracted: at mu = inf where the method is linear in g, else at the mu of ``values``.
+    (r_c, n) float32 is what is subtracted: at mu = inf where the projection is linear in g, else at ``values``' mu.
     ``factor`` is the adapter's strength * scale; ``ranks`` says where it lies in the fused layer, ``above`` where those
     lie to which it gives way.
     """
@@ -35,11 +35,16 @@ class Moving:
     ranks: slice = field(default_factory=lambda: slice(0))
     above: tuple[slice, ...] = ()
 
+    @property
+    def linear(self) -> bool:
+        """Whether turning mu takes no computing."""
+        return is_linear(self.method, self.values)
+
     def now(self) -> Any:
         """The projected factor (r_c, n), float32 or wider."""
         import torch
 
-        share = attenuation(float(str(self.values["mu"]))) if self.method.linear else 1.0
+        share = attenuation(float(str(self.values["mu"]))) if self.linear else 1.0
         base = self.base.to(self.change.dtype) if self.base.element_size() == 1 else self.base  # fp8 cannot be added
         return torch.sub(base, self.change, alpha=share)
 
@@ -48,6 +53,11 @@ class Moving:
         if self.base.device == device:
             return self
         return replace(self, base=self.base.to(device), change=self.change.to(device))
+
+
+def is_linear(method: Method, values: Mapping[str, object]) -> bool:
+    """Whether a projection is linear in g: calibration, which scales by a ratio of norms, is not."""
+    return method.linear and values.get("calibrate", 1.0) == 1.0
 
 
 def compute(
@@ -83,7 +93,9 @@ def _run(
     B_c, A_c, B_s, A_s = stacks
     if side == "output":  # the same on transposed updates: dW^T = A^T B^T
         B_c, A_c, B_s, A_s = (stack.mT.contiguous() for stack in (A_c, B_c, A_s, B_s))
-    projected, state = project(B_c, A_c, B_s, A_s, method, {**values, "mu": float("inf")} if method.linear else values)
+    projected, state = project(
+        B_c, A_c, B_s, A_s, method, {**values, "mu": float("inf")} if is_linear(method, values) else values
+    )
     seen = energies(state, batch)
     if not allow_nonfinite and not all(abs(one.subject) + abs(one.style) < float("inf") for one in seen):
         for job in batch:

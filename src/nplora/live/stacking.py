@@ -38,7 +38,9 @@ def fuse_places(
     moving: dict[str, Moving] = {}
     overlaps: dict[str, Overlap] = {}
     if isinstance(method, Method):
-        moving, overlaps = compute(jobs_of(places, roles, levels, values.get("side", "input")), method, own, allowed)
+        common = {name: values[name] for name in ("calibrate",) if name in values}
+        jobs = jobs_of(places, roles, levels, values.get("side", "input"))
+        moving, overlaps = compute(jobs, method, own | common, allowed)
     layers, turnable = {}, {}
     for place in places:
         if isinstance(method, Merge):

@@ -27,7 +27,7 @@ def turn(path: str, layer: Any, name: str, mu: float) -> None:
     device = _factors(layer, name)[1].device
     moving = tuple(moved.on(device) for moved in kept_of(layer, name))
     moving = tuple(replace(moved, values={**moved.values, "mu": mu}) for moved in moving)
-    if not moving[0].method.linear:
+    if not moving[0].linear:
         moving = _again(path, layer, name, moving)
     remember(layer, name, moving)
     for moved in moving:
