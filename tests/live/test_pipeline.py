@@ -12,6 +12,7 @@ for _package in ("torch", "diffusers", "transformers", "peft"):
 import numpy as np
 import torch
 
+import nplora
 from consumers.tiny import tiny_pipeline
 from live.dense import assert_close, deltas, factors, projected
 from live.pictures import PAIRS, paint
@@ -205,6 +206,26 @@ def test_a_fused_adapter_saved_by_diffusers_loads_with_the_same_product(pipe, tm
     assert_close(deltas(pipe.transformer, "again"), wanted, 1e-12)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_file_may_be_swapped_into_the_fused_adapter(pipe, paths, tmp_path, padded):
+    """In place, as `hotswap` does; what mu was kept for is gone then, and set_mu says so."""
+    if padded:
+        pipe = copy.deepcopy(tiny_pipeline("wan"))
+        pipe.enable_lora_hotswap(target_rank=16)
+        for name, path in paths.items():
+            pipe.load_lora_weights(path, adapter_name=name)
+    fuse_adapters(pipe, "cat", "ink")
+    weight = pipe.transformer.get_submodule(BOTH).lora_A["fused"].weight
+    assert weight.shape[0] == 4 + 2
+    nplora.fuse(*map(nplora.load, paths.values()), mu=3.0).save(tmp_path / "file.safetensors")
+    pipe.load_lora_weights(str(tmp_path / "file.safetensors"), adapter_name="fused", hotswap=True)
+    assert pipe.transformer.get_submodule(BOTH).lora_A["fused"].weight.data_ptr() == weight.data_ptr()
+    assert_close(deltas(pipe.transformer, "fused"), expected(pipe, 3.0))
+    assert message(lambda: set_mu(pipe, 1.0)) == (
+        "the adapter 'fused' has been changed since it was fused. Fuse again, under another name."
+    )
+
+
 def test_components_may_be_chosen(tmp_path):
     pair = PAIRS["SD1.5"]
     pipe = copy.deepcopy(tiny_pipeline(pair.kind))
@@ -261,6 +282,14 @@ def test_half_precision_factors_are_rounded_once(pipe, dtype):
     eps = torch.finfo(dtype).eps
     assert_close(deltas(pipe.transformer, "fused"), expected(pipe, 1.0), 2 * eps)
     assert np.isfinite(paint(pipe, 16)).all()
+
+
+def test_mu_turns_after_the_model_has_been_cast(pipe):
+    pipe.to(torch.bfloat16)
+    fuse_adapters(pipe, "cat", "ink", mu=0.1)
+    pipe.to(torch.float32)
+    set_mu(pipe, 1.0)
+    assert_close(deltas(pipe.transformer, "fused"), expected(pipe, 1.0), 1e-6)
 
 
 def test_an_fp8_cast_base_keeps_its_numbers(pipe):

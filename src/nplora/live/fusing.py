@@ -17,7 +17,7 @@ from ..roles import roles
 from .injection import inject, inner_model, remove
 from .layers import adapters_of, lora_layers, places_of, require_adapters
 from .stacking import fuse_places
-from .turning import kept_of, remember, turn
+from .turning import is_as_left, kept_of, remember, turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,10 @@ def set_mu_models(models: Mapping[str, Any], mu: float | str, name: str) -> None
             f"no adapter {name!r} with a mu is in the model", hint="Make one first: fuse_adapters(...) with method np."
         )
     with _arithmetic():
+        if not is_as_left(layers[0][1], name):
+            raise UsageError(
+                f"the adapter {name!r} has been changed since it was fused", hint="Fuse again, under another name."
+            )
         for path, layer in layers:
             turn(path, layer, name, value)
 

@@ -155,11 +155,16 @@ def _share(layer: Any, adapter: str, name: str, strength: float) -> Share | None
     scale = float(layer.scaling[adapter])
     if strength * scale == 0:
         return None
-    return Share(_held(up, name, adapter, "up"), _held(down, name, adapter, "down"), strength, scale)
+    up, down = _without_padding(up.detach().flatten(1), down.detach().flatten(1), int(layer.r[adapter]))
+    held = (Held(matrix, (f"{name} ({adapter}, {side})",)) for side, matrix in (("up", up), ("down", down)))
+    return Share(next(held), next(held), strength, scale)
 
 
-def _held(tensor: Any, name: str, adapter: str, side: str) -> Held:
-    return Held(tensor.detach().flatten(1), (f"{name} ({adapter}, {side})",))
+def _without_padding(up: Any, down: Any, rank: int) -> tuple[Any, Any]:
+    """The factors without the ranks of zeros that `enable_lora_hotswap` adds."""
+    if down.shape[0] > rank and not (bool(up[:, rank:].any()) or bool(down[rank:].any())):
+        return up[:, :rank], down[:rank]
+    return up, down
 
 
 def _require_plain_layer(layer: Any, adapter: str, name: str) -> None:

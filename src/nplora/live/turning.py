@@ -22,6 +22,19 @@ def remember(layer: Any, name: str, moving: tuple[Moving, ...]) -> None:
     layer.lora_dropout[name].nplora = moving
 
 
+def is_as_left(layer: Any, name: str) -> bool:
+    """Whether the layer still holds what the last turn (or the fusion) gave it: a file may have been swapped in.
+
+    To within bfloat16's rounding, because the whole model may have been cast meanwhile.
+    """
+    import torch
+
+    moved = kept_of(layer, name)[0]
+    target = _target(layer, name, moved).detach().float()
+    value = _value(moved.on(target.device)).float().reshape(target.shape)
+    return torch.allclose(target, value, rtol=2**-7, atol=1e-7 * float(value.abs().max()))
+
+
 def turn(path: str, layer: Any, name: str, mu: float) -> None:
     """Give a layer's factors the values that they have at a mu, in the tensors that they are in."""
     device = _factors(layer, name)[1].device
@@ -68,11 +81,18 @@ def _factors(layer: Any, name: str) -> tuple[Any, Any]:
 
 def _put(layer: Any, name: str, moved: Moving) -> None:
     """Write what moved into the adapter's own tensor, which keeps its place in memory."""
+    target = _target(layer, name, moved)
+    target.copy_(_value(moved).reshape(target.shape))
+
+
+def _target(layer: Any, name: str, moved: Moving) -> Any:
     embedded = name in layer.lora_embedding_A
     if moved.side == "input":
         whole = layer.lora_embedding_A[name] if embedded else layer.lora_A[name].weight
-        target, value = whole[moved.ranks], moved.now()
-    else:
-        whole = layer.lora_embedding_B[name] if embedded else layer.lora_B[name].weight
-        target, value = whole[:, moved.ranks], moved.now().T * moved.factor
-    target.copy_(value.reshape(target.shape))
+        return whole[moved.ranks]
+    whole = layer.lora_embedding_B[name] if embedded else layer.lora_B[name].weight
+    return whole[:, moved.ranks]
+
+
+def _value(moved: Moving) -> Any:
+    return moved.now() if moved.side == "input" else moved.now().T * moved.factor
