@@ -56,6 +56,7 @@ class Method:
     guarantee: str = ""
     rewrites: bool = True
     linear: bool = False
+    aliases: tuple[str, ...] = ()  # what other programs call it
 
     @property
     def least(self) -> int:
@@ -81,12 +82,13 @@ def method(
     guarantee: str = "",
     rewrites: bool = True,
     linear: bool = False,
+    aliases: tuple[str, ...] = (),
 ) -> Callable[[Function], Method]:
     """Register the decorated function as a projection; without a formula its docstring's first line is shown."""
 
     def register(function: Function) -> Method:
         shown = formula or (function.__doc__ or "").strip().partition("\n")[0].replace("``", "")
-        return Method(name, title, reference, parameters, function, shown, guarantee, rewrites, linear)
+        return Method(name, title, reference, parameters, function, shown, guarantee, rewrites, linear, aliases)
 
     return register
 
@@ -193,12 +195,15 @@ def find_method(name: str) -> Method | Merge:
     Raises:
         UsageError: there is none; the message names the nearest.
 
-    >>> find_method("np").title
-    'Null-space projection (NP-LoRA)'
+    >>> find_method("np").title, find_method("cat").name
+    ('Null-space projection (NP-LoRA)', 'linear')
     """
     found = _in_file(name.replace("-", "_")).get(name) if name.replace("-", "").isalnum() else None
     if found is None:
         known = known_methods()
+        called = {alias: one for one in all_methods().values() for alias in one.aliases}
+        if name in called:
+            return called[name]
         if name not in known:
             import difflib
 

@@ -15,6 +15,7 @@ from .np import np_projection
     formula="dW = sum_i w_i dW_i",
     guarantee="Exact at rank sum r_i; factors are copied byte for byte where number types and scales allow.",
     rewrites=False,
+    aliases=("cat",),
 )
 def linear(grams: Grams) -> Result:
     """``sum_i w_i dW_i``; the coefficients are zero, what is measured is the overlap that addition leaves alone."""
