@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nplora
-from making import CONVOLUTIONS, PLAIN, SD15, TEXT, make
+from making import CONVOLUTIONS, PLAIN, SD15, TEXT, make, tensors, write
 from nplora.comparison import compare
 from nplora.errors import InputError, UsageError
 from nplora.inspection import describe, module_norm, sentence
@@ -128,6 +128,21 @@ def test_rho_is_the_dense_share(tmp_path: Path) -> None:
     assert data["rho"] == pytest.approx(inside / energy, rel=1e-4)
     assert data["norms"]["subject"] == pytest.approx(np.sqrt(energy), rel=1e-5)
     assert data["norm_ratio"] == pytest.approx(data["norms"]["subject"] / data["norms"]["style"])
+
+
+def test_the_overlap_is_the_fusion_s_own_also_where_ranks_are_dead(tmp_path: Path) -> None:
+    make(tmp_path / "cat.safetensors", seed=1, rank=4)
+    arrays = tensors(seed=2, rank=8)
+    arrays[f"{KEY}.lora_up.weight"][:, 3:5] = 0  # no certificate: by QR and SVD
+    write(tmp_path / "ink.safetensors", arrays)
+    data = compared(tmp_path)
+    fusion = nplora.fuse(nplora.load(tmp_path / "cat.safetensors"), nplora.load(tmp_path / "ink.safetensors"))
+    assert len(data["overlaps"]) == len(fusion.overlaps) == len(SD15)
+    for row, overlap in zip(data["overlaps"], fusion.overlaps.values(), strict=True):
+        assert (row["module"], row["directions"]) == (overlap.name, overlap.protected)
+        assert row["rho"] == pytest.approx(overlap.rho, rel=1e-5)
+        assert row["style_norm"] == pytest.approx(np.sqrt(overlap.style), rel=1e-5)
+    assert {row["directions"] for row in data["overlaps"]} == {6, 8}
 
 
 def test_one_seed_shows_in_the_down_factors_even_where_ranks_differ(tmp_path: Path) -> None:

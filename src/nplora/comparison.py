@@ -18,7 +18,7 @@ from .analysis.suggestion import suggest
 from .fusion import fuse
 from .overlap import advice, percent, sentence, summarise
 from .parameters import MU
-from .projection import Job, Overlap
+from .projection import Job, Overlap, stream
 from .report import results
 
 LOUD = 1.15  # a sum this many times as large as the stronger adapter may look burned
@@ -51,8 +51,12 @@ def compare(
     """
     strength = float(MU.check(mu))  # type: ignore[arg-type]
     fusion = fuse(subject, style, mu=0.0)  # mu = 0: full matrices may meet too, they only take no part
-    overlaps, summary = fusion.overlaps, summarise(fusion.overlaps.values())
-    meetings = meet(fusion.jobs, progress)
+    method, values = fusion.projection
+    meetings = meet(fusion.jobs, (method, values), progress)
+    rest = [job for job in fusion.jobs if meetings[job.key].overlap is None]  # by QR and SVD, or with a reason why not
+    exact = stream(rest, method, values)
+    overlaps = {job.key: meetings[job.key].overlap or exact[job.key] for job in fusion.jobs}
+    summary = summarise(overlaps.values())
     common = [module for module in fusion.modules.values() if module.subject is not None and module.style is not None]
     starts = _starts(meetings.values())
     together = sum(meeting.together for meeting in meetings.values())

@@ -1,8 +1,8 @@
 """Singular values and singular vectors of low-rank updates, batched, from r x r Gram matrices in float64.
 
-With ``H = A A^T`` and ``G = B^T B`` of ``dW = B A``: ``H = Q L Q^T``, ``C = L^(1/2) Q^T``, and
-``C G C^T = W S^2 W^T`` gives the singular values S, the right vectors ``V = A^T Q L^(-1/2) W`` and the left ones
-``U = B H Q L^(-1/2) W S^-1``. Both are coefficients of r x k times a factor, so nothing larger than r x r is made.
+With ``H = A A^T = C^T C`` and ``G = B^T B`` of ``dW = B A``, ``C G C^T = W S^2 W^T`` gives the singular values S, the
+right vectors ``V = A^T C^-1 W`` and the left ones ``U = B H C^-1 W S^-1``. Both are coefficients of
+r x k times a factor, so nothing larger than r x r is made.
 
 The Gram route squares the condition number: a singular value is exact to about ``1e-8 s_1``. Directions below
 `WEAK` times the largest do not count as directions; they hold less than 1e-10 of the energy.
@@ -26,6 +26,7 @@ from ..threads import run_threads
 
 Array = NDArray[Any]  # float64; read_stack and linalg say less about what they return
 WEAK = 1e-5  # of the largest singular value
+SURE = 1e-3  # a row this far from the span of those before it, at length 1, is no copy of them
 FLOAT64 = np.dtype(np.float64)
 
 
@@ -94,18 +95,30 @@ def form(G: Array, H: Array) -> Form:
     lengths = np.sqrt(np.diagonal(H, axis1=-2, axis2=-1))
     scale = np.where(lengths > 0, lengths, 1.0)
     H1, G1 = H / (scale[:, :, None] * scale[:, None, :]), G * (scale[:, :, None] * scale[:, None, :])
-    eigenvalues, Q = np.linalg.eigh(H1)
-    kept = eigenvalues > WEAK**2 * np.maximum(eigenvalues[:, -1:], 0.0)
-    roots = np.sqrt(np.where(kept, eigenvalues, 0.0))
-    C = roots[:, :, None] * np.swapaxes(Q, -1, -2)
+    C, back = _root_of(H1)
     squares, W = np.linalg.eigh(C @ G1 @ np.swapaxes(C, -1, -2))
     squares, W = np.maximum(squares[:, ::-1], 0.0), W[:, :, ::-1]
     s = np.sqrt(squares)
     live = s > WEAK * s[:, :1]
-    inverse = np.where(kept, 1.0 / np.where(kept, roots, 1.0), 0.0)
-    right = (Q * inverse[:, None, :]) @ W * live[:, None, :]
+    right = back @ W * live[:, None, :]
     left = H1 @ right / np.where(live, s, 1.0)[:, None, :]
     return Form(s, left * scale[:, :, None], right / scale[:, :, None])
+
+
+def _root_of(H: Array) -> tuple[Array, Array]:
+    """C with ``H = C^T C``, and its inverse: by Cholesky where all of a batch has full rank, else by eigenvectors."""
+    try:
+        L = np.linalg.cholesky(H)
+    except np.linalg.LinAlgError:
+        L = np.zeros_like(H)
+    if np.min(np.diagonal(L, axis1=-2, axis2=-1), initial=1.0) > SURE:
+        C = np.swapaxes(L, -1, -2)
+        return C, np.linalg.inv(C)
+    eigenvalues, Q = np.linalg.eigh(H)
+    kept = eigenvalues > WEAK**2 * np.maximum(eigenvalues[:, -1:], 0.0)
+    roots = np.sqrt(np.where(kept, eigenvalues, 0.0))
+    inverse = np.where(kept, 1.0 / np.where(kept, roots, 1.0), 0.0)
+    return roots[:, :, None] * np.swapaxes(Q, -1, -2), Q * inverse[:, None, :]
 
 
 def grams_of(B: Array, A: Array) -> tuple[Array, Array]:
