@@ -72,7 +72,8 @@ def command(files: Sequence[str], base: str, output: str, quiet: bool, **values:
         load(path)  # a file that cannot be read is named before the work begins
     found = pictures.find_base(base)
     scorer, note = _scorer(found, paths, values["scorer"], values["expect"])
-    words = pictures.pair_words(paths, float(parameters.get("mu", 0.5)))
+    projected = parameters.get("method", "np") == "np"
+    words = pictures.pair_words(paths, float(parameters.get("mu", 0.5))) if projected else ()
     opened = pictures.open_pipeline(
         found, values["device"], values["dtype"], offload=values["offload"], size=_size(values["size"])
     )

@@ -99,7 +99,7 @@ def _is_world(folder: Path) -> bool:
 
 
 def _world(folder: Path) -> Base:
-    return Base(folder / "model", "world", steps=20, guidance=3.0, world=folder)
+    return Base(folder / "model", "world", steps=20, guidance=2.0, world=folder)
 
 
 def _index(folder: Path) -> Mapping[str, Any]:

@@ -69,7 +69,7 @@ def world_scorer(base: Base, wanted: Mapping[str, str]) -> Scorer:
     """
     if base.world is None:
         raise UsageError("only the world has a judge", hint="Use --scorer MODULE:NAME with another base.")
-    judge, names, who = _judge(base.world)
+    judge, names, network = _judge(base.world)
     columns = {}
     for kind, name in wanted.items():
         if name not in names.get(kind, ()):
@@ -80,7 +80,7 @@ def world_scorer(base: Base, wanted: Mapping[str, str]) -> Scorer:
     def score(pictures: Sequence[Image], cells: Sequence[Cell]) -> list[dict[str, float]]:
         import numpy as np
 
-        verdict = judge.judge(who, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+        verdict = judge.judge(network, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
         return [
             {wanted[kind]: float(getattr(verdict, kind)[index, column]) for kind, column in columns.items()}
             for index in range(len(pictures))
@@ -90,7 +90,7 @@ def world_scorer(base: Base, wanted: Mapping[str, str]) -> Scorer:
 
 
 def _judge(world: Path) -> tuple[Any, dict[str, list[str]], Any]:
-    """The world's own module of judges, the names that it can say, and a judge with its weights."""
+    """The world's own module of judges, the names that it can say, and a network with its weights."""
     weights = _weights(world)
     sys.path.insert(0, str(world.resolve().parent))
     try:
@@ -103,8 +103,7 @@ def _judge(world: Path) -> tuple[Any, dict[str, list[str]], Any]:
     names = {"subject": [s.name for s in subjects.all_subjects()], "style": [s.name for s in styles.all_styles()]}
     network = judge.Recogniser(*map(len, names.values()))
     network.load_state_dict(_numbers(weights))
-    figures = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
-    return judge, names, judge.Judge(network.eval(), figures["temperature"])
+    return judge, names, network.eval()
 
 
 def _weights(world: Path) -> Path:
@@ -112,8 +111,7 @@ def _weights(world: Path) -> Path:
     runs = Path(os.environ.get("NPLORA_WORLD_RUNS", world.parent / "runs"))
     for folder in (world / "judges", runs / "judges"):
         for file in sorted(folder.glob("judge-*.safetensors")):
-            if file.with_suffix(".json").exists():
-                return file
+            return file
     raise UsageError("the world's judge has not been trained", hint="See world/README.md.")
 
 

@@ -47,10 +47,10 @@ def usual_schedule(kind: str, numbers: int) -> Schedule:
     Those of a miniature were found on the world; the others are what people use on SD and SDXL.
 
     >>> usual_schedule("style", 7_000_000)
-    Schedule(steps=300, batch=8, rate=0.002)
+    Schedule(steps=250, batch=4, rate=0.002)
     """
     if numbers < SMALL:
-        return Schedule(200 if kind == "subject" else 300, 8, 2e-3)
+        return Schedule(200 if kind == "subject" else 250, 4, 2e-3)
     return Schedule(800 if kind == "subject" else 1200, 1, 1e-4)
 
 
