@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from .algebra import numerical_rank, thin_svd
 
 Array = NDArray[np.float64]
+# A dense update's tail comes from its Gram matrix (quicker than an SVD) where it holds more than this share
+# of the energy: the Gram's rounding, about n 2^-52, is then far below it. Smaller tails need the SVD.
+GRAM_FLOOR = 1e-8
+GRAM_SIDE = 128  # below this the SVD is quick
 SLACK = 1e-6  # how far a goal is taken to reach when a result is checked: arithmetic may fall to either side of it
 
 
@@ -45,9 +49,8 @@ class Goal:
             allowed.append((1.0 - self.energy) * total)
         if self.error is not None:
             allowed.append(self.error**2 * total)
-        if len(allowed) == 1:
-            return len(s)
-        return int(np.argmax(tail <= max(allowed)))
+        count = len(s) if len(allowed) == 1 else int(np.argmax(tail <= max(allowed)))
+        return count if self.rank is None else min(count, self.rank)
 
     def loosened(self) -> Goal:
         """The same a little wider."""
@@ -102,13 +105,13 @@ def recompress(B: Array, A: Array | None, goal: Goal, keep: Array | None = None)
         response = B @ keep if A is None else B @ (A @ keep)
         kept = _spectrum(response, keep.T)
         B, A = (B - response @ keep.T, None) if A is None else (B, A - (A @ keep) @ keep.T)
-    U, s, V = _spectrum(B, A)
     held = float(np.sum(kept[1] ** 2))
-    count = goal.count(s, held)
     if goal.rank is not None:
         if goal.rank < len(kept[1]):
             raise TooFewError(len(kept[1]))
-        count = min(count, goal.rank - len(kept[1]))
+        goal = replace(goal, rank=goal.rank - len(kept[1]))
+    U, s, V = (_by_gram(B, goal, held) if A is None else None) or _spectrum(B, A)
+    count = goal.count(s, held)
     norm = sqrt(held + float(np.sum(s**2)))
     error = sqrt(float(np.sum(s[count:] ** 2)))
     up, down = (
@@ -128,6 +131,24 @@ def _spectrum(B: Array, A: Array | None) -> tuple[Array, Array, Array]:
         U, s, V = thin_svd(B, A)
     rank = numerical_rank(s, (U.shape[0], V.shape[0]))
     return U[:, :rank], s[:rank], V[:, :rank]
+
+
+def _by_gram(D: Array, goal: Goal, held: float) -> tuple[Array, Array, Array] | None:
+    """The same for a dense D with what the goal keeps of U and V; None where the tail is too small for this route.
+
+    ``U s V^T`` is ``D V V^T`` with V orthonormal, whatever the rounding of s.
+    """
+    if min(D.shape) < GRAM_SIDE:
+        return None
+    tall = D if D.shape[0] >= D.shape[1] else D.T
+    w, V = np.linalg.eigh(tall.T @ tall)
+    w, V = np.maximum(w[::-1], 0.0), V[:, ::-1]
+    s = np.sqrt(w)
+    count = goal.count(s, held)
+    if count == 0 or float(np.sum(w[count:])) <= GRAM_FLOOR * (held + float(np.sum(w))):
+        return None
+    U = tall @ V[:, :count] / s[:count]
+    return (U, s, V[:, :count]) if D.shape[0] >= D.shape[1] else (V[:, :count], s, U)
 
 
 def _empty(out: int, n: int) -> tuple[Array, Array, Array]:

@@ -113,7 +113,7 @@ def _check_compressed(module: FusedModule, found: Update) -> Check:
         return _check_dense(module, found)
     assert isinstance(found, LowRank)
     if module.is_dense:
-        return _check_nearest(module, [_dense_strand(module)], found)
+        return _check_nearest_dense(module, found)
     answers = expected(module)
     plain = min((_check_strands(module.name, strands, found) for strands in answers), key=lambda check: check.severity)
     if plain.passed:  # it had no more ranks than were asked for
@@ -121,9 +121,18 @@ def _check_compressed(module: FusedModule, found: Update) -> Check:
     return min((_check_nearest(module, strands, found) for strands in answers), key=lambda check: check.severity)
 
 
-def _dense_strand(module: FusedModule) -> Strand:
+def _check_nearest_dense(module: FusedModule, found: LowRank) -> Check:
     total, size, arithmetic = _expected_dense(module)
-    return Strand(np.eye(total.shape[0]), total, 1.0, size, arithmetic)
+    assert module.goal is not None
+    V = style_basis(module)
+    nearest = recompress(total, None, module.goal.loosened(), V)
+    rounded = 2 * _rounding(Strand(nearest.up, nearest.down, 1.0, size), found)
+    allowed = rounded + (arithmetic + ARITHMETIC["scale"]) * size
+    difference = found.delta() - total
+    checks = [(float(np.linalg.norm(difference)), nearest.error * (1 + SLACK) + allowed)]
+    if V is not None:
+        checks.append((float(np.linalg.norm(difference @ V)), allowed))
+    return _worst(module.name, checks, size)
 
 
 def _check_nearest(module: FusedModule, strands: list[Strand], found: LowRank) -> Check:
@@ -139,9 +148,14 @@ def _check_nearest(module: FusedModule, strands: list[Strand], found: LowRank) -
     if V is not None:
         response = np.vstack([scale * read(found.down) @ V, -(A @ V)])
         checks.append((product_norm(np.hstack([read(found.up), B]), response), rounded + arithmetic))
+    return _worst(module.name, checks, size)
+
+
+def _worst(name: str, checks: list[tuple[float, float]], size: float) -> Check:
+    """The (error, bound) nearest to its bound, relative to a size."""
     if not all(isfinite(error) for error, _ in checks):
-        return Check(module.name, float("inf"), 0.0)
-    return max((Check(module.name, _share(e, size), _share(b, size)) for e, b in checks), key=lambda c: c.severity)
+        return Check(name, float("inf"), 0.0)
+    return max((Check(name, _share(e, size), _share(b, size)) for e, b in checks), key=lambda check: check.severity)
 
 
 def _share(part: float, whole: float) -> float:
@@ -224,7 +238,11 @@ def _given_way(module: FusedModule, role: str, part: Array) -> tuple[Array, floa
     else:
         deltas = [member.strength * update.delta() for member, update in zip(above, meant, strict=True)]
         joined = np.concatenate(deltas) if module.side == "input" else np.concatenate(deltas, axis=1).T
-        pair = np.eye(joined.shape[0]), joined
+        pair = (
+            (np.eye(joined.shape[0]), joined)
+            if joined.shape[0] <= joined.shape[1]
+            else (joined, np.eye(joined.shape[1]))
+        )
     _, s, V = thin_svd(*pair)
     count = counts(s, directions, (pair[0].shape[0], pair[1].shape[1]))[0]
     V = V[:, :count]

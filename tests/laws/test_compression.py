@@ -83,6 +83,22 @@ def test_what_is_kept_stays_as_it_is_and_the_rest_is_nearest(pair, extra: int) -
     assert abs(np.linalg.norm(difference) - found.error) <= 1e-9 * size
 
 
+@pytest.mark.parametrize("shape", [(300, 140), (140, 300)])
+@pytest.mark.parametrize(
+    "goal", [Goal(rank=9), Goal(error=0.05), Goal(error=1e-9), Goal(energy=0.9), Goal(rank=9, error=0.05)]
+)
+def test_the_quick_route_of_a_dense_update_is_as_near(shape: tuple[int, int], goal: Goal) -> None:
+    """Through the Gram matrix where what is lost is not tiny."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((side, 100)))[0] for side in shape)
+    dW = left * 0.8 ** np.arange(100) @ right.T
+    found = recompress(dW, None, goal)
+    size = np.linalg.norm(dW)
+    assert abs(np.linalg.norm(dW - found.up @ found.down) - found.error) <= 1e-10 * size
+    assert abs(nearest(dW, found.rank) - found.error) <= 1e-10 * size
+    assert found.rank == recompress(left * 0.8 ** np.arange(100), right.T, goal).rank
+
+
 def test_too_few_ranks_for_what_is_kept_is_an_error() -> None:
     with pytest.raises(TooFewError, match="2 ranks are to be kept"):
         recompress(np.eye(4), np.eye(4), Goal(rank=1), np.eye(4)[:, :2])
