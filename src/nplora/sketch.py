@@ -45,11 +45,11 @@ def nearest(
     W = _first_columns(start, width - first, n, matrix.like, seed)
     Qs: list[Array] = []
     Ws: list[Array] = []
-    for _ in range(passes // 2):
+    for left in reversed(range(passes // 2)):
         short = xp.astype(W, matrix.like.dtype)
         Y = double(xp.concat([block @ short for _, block in matrix], axis=0))
         Qs.append(_orthonormal_to(Qs, Y))
-        W, whole = _projected(matrix, Qs[-1])
+        W, whole = _projected(matrix, Qs[-1], measured=left == 0)
         Ws.append(W)
         W = _orthonormal(W)
     right = basis(xp.concat(Ws, axis=1))  # the matrix is near Q (D^T Q)^T
@@ -60,14 +60,15 @@ def nearest(
     return up, transpose(down), sqrt(max(missed, 0.0))
 
 
-def _projected(matrix: Blocks, Q: Array) -> tuple[Array, float]:
-    """``D^T Q`` (n, l) and ``||D||_F^2`` in one pass."""
+def _projected(matrix: Blocks, Q: Array, *, measured: bool) -> tuple[Array, float]:
+    """``D^T Q`` (n, l) and, if it is to be measured, ``||D||_F^2`` in one pass."""
     xp = namespace(Q)
     short = xp.astype(Q, matrix.like.dtype)
     W, energy = xp.zeros((matrix.shape[1], Q.shape[1]), dtype=Q.dtype, device=Q.device), 0.0
     for row, block in matrix:
         W = W + double(transpose(block) @ short[row : row + block.shape[0], :])
-        energy += float(xp.sum(block * block))
+        if measured:
+            energy += float(xp.sum(block * block))
     return W, energy
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..algebra import transpose
-from ..bases import energy, orthonormal_rows, stacked, truncated
+from ..bases import energy, orthonormal_rows, spectrum, stacked, truncated
 from ..parameters import MU, attenuation
 from . import Part, Product, merge, weighted
 
@@ -33,8 +33,13 @@ def np_bilateral(parts: Sequence[Part], *, seed: int = 0, mu: float = 0.5) -> Pr
     array([[1., 1.],
            [1., 1.]])
     """
-    factors = weighted(parts)
-    done, g = list(factors), attenuation(mu)
+    factors, g = weighted(parts), attenuation(mu)
+    if len(factors) == 2 and min(energy(*pair) for pair in factors) > 0:  # dW = B_c A_c + U (diag(s) - g M) V^T
+        (up, down), style = factors[0], spectrum(*factors[1])
+        U, Vt = style.U, transpose(style.V)
+        M = (transpose(U) @ up) @ (down @ transpose(Vt))
+        return Product(*stacked([(up, down), (U, style.s[:, None] * Vt - g * M @ Vt)]))
+    done = list(factors)
     for index, (up, down) in enumerate(factors):
         later = [pair for pair in factors[index + 1 :] if energy(*pair) > 0]
         if later and g > 0 and energy(up, down) > 0:

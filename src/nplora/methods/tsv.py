@@ -32,4 +32,7 @@ def tsv(parts: Sequence[Part], *, seed: int = 0, scaling: float = 1.0, rank: int
     xp = namespace(spectra[0].s)
     U, V = (polar(xp.concat(vectors, axis=1)) for vectors in ([x.U for x in spectra], [x.V for x in spectra]))
     s = xp.concat([x.s for x in spectra])
-    return Product(*truncated(U * (scaling * s)[None, :], transpose(V), rank))
+    up, down = U * (scaling * s)[None, :], transpose(V)
+    if rank is None and all(float(xp.sum(X * X)) > s.shape[0] - 0.5 for X in (U, V)):  # no direction was dropped
+        return Product(up, down)
+    return Product(*truncated(up, down, rank))
