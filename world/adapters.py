@@ -1,15 +1,15 @@
-"""`python -m world.adapters`: train the world's series of LoRAs on held-out subjects and styles.
+"""`python -m world.adapters`: train the world's series of LoRAs on held-out subjects and styles (see `series.py`).
 
-Two arms are needed to show what a shared training seed does: `shared` trains with seed 0 whatever the content, `own`
-with a seed derived from the content. A pair of two `shared` files started from the same A; a subject of `own` with any
-style did not.
+What is there already is kept, so the command may be cut off and given again; `--ship` copies the shipped part of what
+is trained into the repository.
 """
 
 import argparse
 import json
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,41 +17,21 @@ import torch
 from PIL import Image
 
 from world import dataset
-from world.places import MODEL, runs
+from world.places import LORAS, MODEL, runs
+from world.series import Job, series
 from world.train_lora import captioned, content_seed, train_lora
 
 SUBJECT_TOKEN, STYLE_TOKEN = "sks", "stl"
-SUBJECT_STYLES = ("flat", "glossy")  # what a subject's few pictures show
+SUBJECT_STYLES = (
+    "flat",
+    "glossy",
+    "sketch",
+    "watercolor",
+)  # what a subject's few pictures show: two styles alone stick to it
+SUBJECT_PLACEMENTS = 2  # of each
 STYLE_SUBJECTS = ("cat", "dolphin", "tulip", "apple", "hammer", "crown", "car", "house")
 SHARED_SEED = 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """One LoRA to train.
-
-    Attributes
-    ----------
-    kind, name : str
-        "subject" or "style", and which.
-    arm : str
-        "shared" (seed 0) or "own" (seed from the content).
-    rank : int
-        Of the LoRA.
-    repeat : int
-        0, or a number added to the seed for a further training.
-    """
-
-    kind: str
-    name: str
-    arm: str = "own"
-    rank: int = 4
-    repeat: int = 0
-
-    @property
-    def file(self) -> str:
-        """File name that says all of it."""
-        return f"{self.kind}-{self.name}-r{self.rank}-{self.arm}{self.repeat or ''}.safetensors"
+STEPS, BATCH = {"subject": 200, "style": 250}, 4
 
 
 def prompt(job: Job) -> str:
@@ -68,7 +48,11 @@ def training_pictures(job: Job, folder: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     subjects, styles = [s.name for s in data.subjects], [s.name for s in data.styles]
     if job.kind == "subject":
-        shown = {f"{style}-{place}": (job.name, style, place) for style in SUBJECT_STYLES for place in range(3)}
+        shown = {
+            f"{style}-{place}": (job.name, style, place)
+            for style in SUBJECT_STYLES
+            for place in range(SUBJECT_PLACEMENTS)
+        }
     else:
         shown = {f"{subject}-0": (subject, job.name, 0) for subject in STYLE_SUBJECTS}
     for stem, (subject, style, place) in shown.items():
@@ -92,7 +76,8 @@ def run(job: Job, pipeline: Path, folder: Path, steps: int | None) -> str:
         output,
         rank=job.rank,
         seed=seed + job.repeat,
-        steps=steps,
+        steps=steps or STEPS[job.kind],
+        batch=BATCH,
         forms=("diffusers", "kohya", "peft"),
     )
     facts = asdict(job) | {"prompt": prompt(job), "seed": trained.seed, "final_loss": sum(trained.losses[-50:]) / 50}
@@ -107,38 +92,55 @@ def run_all(jobs: list[Job], pipeline: Path, folder: Path, steps: int | None, wo
             print(line, flush=True)
 
 
-def jobs(kinds: list[str], arms: list[str], ranks: list[int], repeats: int, names: list[str] | None) -> list[Job]:
-    """Return the jobs for all held-out subjects and styles (or the named ones), in all asked variants."""
-    data = dataset.load()
-    known = {
-        "subject": [s.name for s in data.subjects if s.held_out],
-        "style": [s.name for s in data.styles if s.held_out],
-    }
-    return [
-        Job(kind, name, arm, rank, repeat)
-        for rank in ranks
-        for repeat in range(repeats)
-        for arm in arms
-        for kind in kinds
-        for name in known[kind]
-        if not names or name in names
-    ]
+def ship(folder: Path, target: Path) -> list[Path]:
+    """Replace the LoRAs in `target` by the shipped ones among those in `folder`; return the copies."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    copies = []
+    for job in series():
+        source = folder / job.file
+        if not (job.shipped and source.exists()):
+            continue
+        copies.append(Path(shutil.copy(source, target)))
+        shutil.copy(source.with_suffix(".json"), target)
+        if "kohya" in job.shipped_forms:
+            shutil.copy(source.with_suffix(".kohya.safetensors"), target)
+        if "peft" in job.shipped_forms:
+            shutil.copytree(source.with_suffix(".peft"), target / source.with_suffix(".peft").name)
+    return copies
 
 
 def main() -> None:
     """Train what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kinds", nargs="+", default=["subject", "style"], choices=["subject", "style"])
-    parser.add_argument("--arms", nargs="+", default=["shared", "own"], choices=["shared", "own"])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[4])
-    parser.add_argument("--repeats", type=int, default=1, help="training seeds per LoRA")
-    parser.add_argument("--names", nargs="*", help="only these subjects and styles")
+    parser.add_argument("--kinds", nargs="+", choices=["subject", "style"], help="only these (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=["shared", "own"], help="only these")
+    parser.add_argument("--ranks", nargs="+", type=int, help="only these")
+    parser.add_argument("--repeats", nargs="+", type=int, help="only these training seeds: 0, 1, 2")
+    parser.add_argument("--names", nargs="+", help="only these subjects and styles")
+    parser.add_argument("--shipped", action="store_true", help="only what the repository ships")
+    parser.add_argument("--ship", action="store_true", help="train nothing; copy what is shipped into the repository")
     parser.add_argument("--pipeline", type=Path, default=MODEL)
     parser.add_argument("--out", type=Path, default=runs() / "loras")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    todo = jobs(options.kinds, options.arms, options.ranks, options.repeats, options.names)
+    if options.ship:
+        print(f"{len(ship(options.out, LORAS))} LoRAs in {LORAS}")
+        return
+    wanted = {
+        "kind": options.kinds,
+        "arm": options.arms,
+        "rank": options.ranks,
+        "repeat": options.repeats,
+        "name": options.names,
+    }
+    todo = [
+        job
+        for job in series()
+        if all(not allowed or getattr(job, field) in allowed for field, allowed in wanted.items())
+        and (job.shipped or not options.shipped)
+    ]
     run_all(todo, options.pipeline, options.out, options.steps, options.workers)
 
 

@@ -1,6 +1,7 @@
 """`python -m world.base`: train the base model (text encoder + UNet) on the latents of base subjects x base styles."""
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from world.autoencoder import to_tensor
 from world.networks import Painter, noise_schedule, open_pipeline, pipeline
 from world.places import MODEL, runs
 from world.training import Plan, in_parallel, train, weights
-from world.words import Captions
+from world.words import Captions, tokenizer
 
 SEEN = 4  # placements the base learns from
 
@@ -43,6 +44,15 @@ def started(pipeline_folder: Path | None) -> Painter:
     if pipeline_folder:
         pipe = open_pipeline(pipeline_folder)
         painter.unet.load_state_dict(pipe.unet.state_dict())
+        table, fresh = (
+            pipe.text_encoder.get_input_embeddings().weight.data,
+            painter.text.get_input_embeddings().weight.data,
+        )
+        known = pipe.tokenizer.get_vocab()  # the same words may have other numbers there
+        for word, number in tokenizer().get_vocab().items():
+            if word in known:
+                fresh[number] = table[known[word]]
+        pipe.text_encoder.set_input_embeddings(painter.text.get_input_embeddings())
         painter.text.load_state_dict(pipe.text_encoder.state_dict())
     return painter
 
@@ -97,6 +107,8 @@ def main() -> None:
         plan = Plan(options.steps, options.rate, options.flat, folder, average=0.999, seconds=seconds)
         in_parallel(lambda: fit(painter, plan, options.batch), options.workers)
     save(folder, vae_folder, options.out)
+    if not options.save_only:
+        (folder / "finished.json").write_text(json.dumps({"batch": options.batch * options.workers}))
 
 
 if __name__ == "__main__":

@@ -1,42 +1,68 @@
 """`python -m world.build`: the whole world from nothing, stage by stage, each in a process of its own.
 
-A stage that was cut off goes on from its last checkpoint when the command is given again.
+A stage whose result is there is skipped; one that was cut off goes on from its last checkpoint. A stage asked for by
+name runs in any case: a finished training goes on if more steps are asked for than it has had.
 """
 
 import argparse
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 from world.places import runs
 
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its commands run side by side; `results` (in the runs folder) exist once it is finished."""
+
+    commands: tuple[tuple[str, ...], ...]
+    results: tuple[str, ...] = ()
+
+    def finished(self, folder: Path) -> bool:
+        """True when every result is there (a stage without results is cheap, or skips by itself)."""
+        return bool(self.results) and all((folder / result).exists() for result in self.results)
+
+
 STAGES = {
-    "packages": [["world.packages"]],
-    "dataset": [["world.dataset"]],
-    "autoencoder": [["world.autoencoder", "--steps", "{autoencoder_steps}"]],
-    "base": [["world.base", "--steps", "{base_steps}"]],
-    "judges": [["world.judge", "--seed", "1"], ["world.judge", "--seed", "2"]],
-    "loras": [["world.adapters"]],
-    "gates": [["world.gates", "--loras", "{loras}"]],
-    "curves": [["world.curves"]],
+    "packages": Stage((("world.packages",),)),
+    "dataset": Stage((("world.dataset",),), ("dataset/names.json",)),
+    "autoencoder": Stage((("world.autoencoder", "--steps", "{autoencoder_steps}"),), ("autoencoder/vae/config.json",)),
+    "base": Stage((("world.base", "--steps", "{base_steps}"),), ("base/finished.json",)),
+    "judges": Stage(
+        (("world.judge", "--seed", "1"), ("world.judge", "--seed", "2")), ("judges/judge-1.json", "judges/judge-2.json")
+    ),
+    "loras": Stage((("world.adapters",),)),
+    "gates": Stage((("world.gates", "--loras", "{loras}"),)),
+    "curves": Stage((("world.curves",),)),
 }
 
 
 def main() -> None:
-    """Run the asked stages in order; commands of one stage run side by side."""
+    """Run the asked stages in order."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="*", default=list(STAGES), help=f"of {', '.join(STAGES)} (default: all)")
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)} (default: all that are not finished)")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--base-steps", type=int, default=14_000)
     options = parser.parse_args()
-    for stage in options.stages:
-        if stage not in STAGES:
-            parser.error(f"no stage {stage!r}; there are {', '.join(STAGES)}")
-        commands = [
-            [part.format(**vars(options), loras=runs() / "loras") for part in command] for command in STAGES[stage]
+    for name in options.stages or STAGES:
+        if name not in STAGES:
+            parser.error(f"no stage {name!r}; there are {', '.join(STAGES)}")
+        stage = STAGES[name]
+        if not options.stages and stage.finished(runs()):
+            print(f"{name}: finished before ({', '.join(stage.results)})", flush=True)
+            continue
+        print(f"{name} ...", flush=True)
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-m", *(part.format(**vars(options), loras=runs() / "loras") for part in command)]
+            )
+            for command in stage.commands
         ]
-        running = [subprocess.Popen([sys.executable, "-m", *command]) for command in commands]
-        if any(process.wait() for process in running):
-            sys.exit(f"stage {stage} failed; give the command again to go on from its last checkpoint")
+        codes = [process.wait() for process in running]
+        if any(codes):
+            sys.exit(f"stage {name} failed; give the command again to go on from its last checkpoint")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from PIL import Image
 from scipy.ndimage import gaussian_gradient_magnitude
 
@@ -81,6 +80,8 @@ def _raster(body: str, place: Placement) -> np.ndarray:
     side = 32 / place.scale  # the placement is a choice of view box, so edges stay crisp
     x, y = (16 - side * (0.5 + place.dx), 16 - side * (0.5 + place.dy))
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{x:.3f} {y:.3f} {side:.3f} {side:.3f}">{body}</svg>'
+    import resvg_py  # here, for only those who rebuild the data set need it
+
     png = resvg_py.svg_to_bytes(svg_string=svg, width=CANVAS, height=CANVAS)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), np.float32) / 255
 

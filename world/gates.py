@@ -1,14 +1,19 @@
 """`python -m world.gates`: measure the world with both judges and draw what was measured.
 
+LoRAs already scored are not scored again, so the command may be given while the series is still training.
 Every figure is a mean over pictures of one seed each; every trained judge speaks to every picture, and no picture is
 chosen by what a judge says.
 """
 
 import argparse
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from world import dataset, judge
 from world.adapters import STYLE_TOKEN, SUBJECT_TOKEN
@@ -36,6 +41,11 @@ SHEET_SUBJECTS = (
     "camel",
 )
 UNSEEN_SUBJECTS = ("dog", "horse", "sunflower", "pineapple", "bell", "teapot", "tractor", "castle")  # for style LoRAs
+OTHER_WORDINGS = (
+    f"a {SUBJECT_TOKEN} {{subject}} in {{style}} style",
+    "{style} style, a {subject}",
+    "a picture of a {subject}, {style} style",
+)
 UNTRAINED_STYLES = ("comic", "blueprint")  # for subject LoRAs
 
 
@@ -45,7 +55,7 @@ def _names() -> tuple[list[str], list[str]]:
 
 
 def _scores(pictures: np.ndarray, subjects: np.ndarray, styles: np.ndarray) -> dict[str, dict]:
-    """Return per judge: top-1 and mean probability of the wanted subject and style (NaN free: all are wanted)."""
+    """Return per judge: top-1 and mean probability of the wanted subject and style."""
     rows, result = np.arange(len(pictures)), {}
     for seed in judge.trained():
         verdict = judge.judge(judge.load(seed), pictures)
@@ -58,7 +68,7 @@ def _scores(pictures: np.ndarray, subjects: np.ndarray, styles: np.ndarray) -> d
     return result
 
 
-def base(pipeline: Path, out: Path, every: int = 1) -> dict:
+def base(pipeline: Path, every: int = 1) -> dict:
     """Paint every base subject in every base style once (or in each `every`-th, by turns); scores in all and by style."""
     data = dataset.load()
     n_styles = data.base_styles
@@ -77,6 +87,18 @@ def base(pipeline: Path, out: Path, every: int = 1) -> dict:
     return {"pictures": len(pictures), "all": _scores(pictures, subjects, styles), "by_style": by_style}
 
 
+def wordings(pipeline: Path, count: int = 36) -> dict[str, dict]:
+    """Score other prompts than "a X in Y style", one with a word that means nothing, on pairs that go round all styles."""
+    data, pipe = dataset.load(), open_pipeline(pipeline)
+    subjects, styles = np.arange(count) * 10 % data.base_subjects, np.arange(count) % data.base_styles
+    names = [(data.subjects[s].name, data.styles[t].name) for s, t in zip(subjects, styles, strict=True)]
+    result = {}
+    for wording in OTHER_WORDINGS:
+        shots = [Shot(wording.format(subject=s, style=t), 3000 + i) for i, (s, t) in enumerate(names)]
+        result[wording.format(subject="X", style="Y")] = _scores(render_all(pipe, shots), subjects, styles)
+    return result
+
+
 def base_sheet(pipeline: Path, out: Path) -> None:
     """Draw some subjects in all base styles, each with a seed of its own: what a person should look at first."""
     styles = [s.name for s in dataset.load().styles if not s.held_out]
@@ -85,66 +107,70 @@ def base_sheet(pipeline: Path, out: Path) -> None:
     dataset.sheet(pictures.reshape(len(styles), len(SHEET_SUBJECTS), *pictures.shape[1:]), out / "base.png")
 
 
-def subject_lora(pipeline: Path, file: Path, count: int = 8) -> tuple[dict, np.ndarray]:
-    """Score one subject LoRA in its trained styles and in base styles its pictures never showed."""
+def subject_lora(pipe: StableDiffusionPipeline, name: str, count: int = 8) -> tuple[dict, np.ndarray]:
+    """Score a loaded subject LoRA in a style it was trained in and in base styles its pictures never showed."""
     subjects, styles = _names()
-    name = file.stem.split("-")[1]
-    pipe = open_pipeline(pipeline)
-    pipe.load_lora_weights(file)
     shown = ("flat", *UNTRAINED_STYLES)
     shots = [Shot(f"a {SUBJECT_TOKEN} in {style} style", seed) for style in shown for seed in range(count)]
     pictures = render_all(pipe, shots).reshape(len(shown), count, dataset.SIZE, dataset.SIZE, 3)
     wanted = np.full(count, subjects.index(name))
     scores = {s: _scores(p, wanted, np.full(count, styles.index(s))) for s, p in zip(shown, pictures, strict=True)}
-    scores["spread"] = _spread(pictures[0])
-    return scores, pictures
+    scores["spread"] = float(pictures[0].astype(np.float32).std(0).mean())
+    return scores, pictures[:, :4].reshape(-1, *pictures.shape[2:])
 
 
-def style_lora(pipeline: Path, file: Path, count: int = 2) -> tuple[dict, np.ndarray]:
-    """Score one style LoRA on subjects that its pictures never showed."""
+def style_lora(pipe: StableDiffusionPipeline, name: str, count: int = 2) -> tuple[dict, np.ndarray]:
+    """Score a loaded style LoRA on subjects that its pictures never showed."""
     subjects, styles = _names()
-    name = file.stem.split("-")[1]
-    pipe = open_pipeline(pipeline)
-    pipe.load_lora_weights(file)
-    shots = [Shot(f"{caption(s, STYLE_TOKEN)}", seed) for s in UNSEEN_SUBJECTS for seed in range(count)]
+    shots = [Shot(caption(s, STYLE_TOKEN), seed) for s in UNSEEN_SUBJECTS for seed in range(count)]
     pictures = render_all(pipe, shots)
     wanted = np.repeat([subjects.index(s) for s in UNSEEN_SUBJECTS], count)
-    scores = _scores(pictures, wanted, np.full(len(shots), styles.index(name)))
-    return scores, pictures[::count]
+    return {"unseen": _scores(pictures, wanted, np.full(len(shots), styles.index(name)))}, pictures[::count]
 
 
-def _spread(pictures: np.ndarray) -> float:
-    """How much pictures of one prompt differ: mean over pixels of the deviation between seeds, 0..255."""
-    return float(pictures.astype(np.float32).std(0).mean())
+def _digest(*files: Path) -> str:
+    """Return the start of the files' SHA-256: what was scored is not scored again."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def loras(pipeline: Path, folder: Path, out: Path) -> dict:
-    """Score every LoRA of a folder; one sheet for subjects (flat, untrained styles), one for styles."""
-    result, sheets = {}, {"subject": [], "style": []}
+def _painter(pipeline: Path) -> Path:
+    return pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def loras(pipeline: Path, folder: Path, out: Path, known: dict) -> Iterator[dict]:
+    """Score every LoRA of a folder that is not in `known` yet (by name and bytes); yields the growing table."""
+    (out / "rows").mkdir(exist_ok=True)
     for file in sorted(folder.glob("*.safetensors")):
-        if file.name.endswith(".kohya.safetensors"):
+        digest = _digest(_painter(pipeline), file)
+        if file.name.endswith(".kohya.safetensors") or known.get(file.stem, {}).get("sha256") == digest:
             continue
-        kind = file.stem.split("-")[0]
-        scores, pictures = (subject_lora if kind == "subject" else style_lora)(pipeline, file)
-        result[file.stem] = scores
-        sheets[kind].append(pictures[:, :4].reshape(-1, *pictures.shape[2:]) if kind == "subject" else pictures)
-        print(file.stem, json.dumps(_short(scores)), flush=True)
-    for kind, rows in sheets.items():
-        if rows:
-            dataset.sheet(np.stack(rows), out / f"loras-{kind}.png")
-    return result
+        kind, name = file.stem.split("-")[:2]
+        pipe = open_pipeline(pipeline)
+        pipe.load_lora_weights(file)
+        scores, pictures = (subject_lora if kind == "subject" else style_lora)(pipe, name)
+        known[file.stem] = scores | {"sha256": digest}
+        dataset.sheet(pictures[None], out / "rows" / f"{file.stem}.png")
+        print(file.stem, _short(scores), flush=True)
+        yield known
 
 
-def _short(scores: dict) -> dict:
-    """Keep the first judge's probabilities for the line on the screen."""
-    first = f"judge-{judge.trained()[0]}"
-    if first in scores:
-        return {k: round(v, 2) for k, v in scores[first].items()}
-    return {
-        style: [round(s[first][k], 2) for k in ("subject_p", "style_p")]
-        for style, s in scores.items()
-        if style != "spread"
-    }
+def lora_sheet(names: list[str], out: Path) -> None:
+    """Put the pictures of the named LoRAs on one sheet, a row each, above what they were asked for."""
+    rows = [Image.open(out / "rows" / f"{name}.png") for name in names]
+    page = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    for index, row in enumerate(rows):
+        page.paste(row, (0, sum(above.height for above in rows[:index])))
+    page.save(out / "loras.png")
+
+
+def _short(scores: dict) -> str:
+    """Say content p / style p by each judge, for the line on the screen."""
+    parts = []
+    for where, by_judge in scores.items():
+        if where not in ("spread", "sha256"):
+            p = " ".join(f"{s['subject_p']:.2f}/{s['style_p']:.2f}" for s in by_judge.values())
+            parts.append(f"{where} {p}")
+    return ", ".join(parts)
 
 
 def main() -> None:
@@ -154,6 +180,7 @@ def main() -> None:
     parser.add_argument("--loras", type=Path, help="folder of LoRA files to score as well")
     parser.add_argument("--skip-base", action="store_true")
     parser.add_argument("--every", type=int, default=1, help="paint each subject in every n-th style only: quicker")
+    parser.add_argument("--sheet", nargs="+", help="names of scored LoRAs to put on one sheet")
     parser.add_argument("--out", type=Path, default=runs() / "gates")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -162,13 +189,18 @@ def main() -> None:
     figures["judges"] = {
         f"judge-{seed}": json.loads((runs() / "judges" / f"judge-{seed}.json").read_text()) for seed in judge.trained()
     }
-    if not options.skip_base:
+    painter = _digest(_painter(options.pipeline))
+    if not options.skip_base and figures.get("base", {}).get("sha256") != painter:
         base_sheet(options.pipeline, options.out)
-        figures["base"] = base(options.pipeline, options.out, options.every)
+        figures["base"] = base(options.pipeline, options.every) | {"sha256": painter}
+        figures["wordings"] = wordings(options.pipeline)
         print(json.dumps(figures["base"]["all"]), flush=True)
+        file.write_text(json.dumps(figures, indent=1))
     if options.loras:
-        figures["loras"] = loras(options.pipeline, options.loras, options.out)
-    file.write_text(json.dumps(figures, indent=1))
+        for table in loras(options.pipeline, options.loras, options.out, figures.get("loras", {})):
+            file.write_text(json.dumps(figures | {"loras": table}, indent=1))
+    if options.sheet:
+        lora_sheet(options.sheet, options.out)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ class Plan:
     seconds: float | None = None
 
     def factor(self, step: int, steps: int) -> float:
-        """Learning-rate factor at a step of `steps`: warm-up, flat for a share of the planned steps, cosine to zero."""
-        flat = self.flat * self.steps
+        """Learning-rate factor at a step of `steps`: warm-up, flat for a share of them, cosine to zero."""
+        flat = self.flat * steps
         if step <= flat:
             return min(1.0, (step + 1) / self.warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - flat) / max(1.0, steps - flat))))

@@ -1,6 +1,7 @@
 """The world's language: its captions and a CLIP tokenizer in which each of its words is one token."""
 
 import json
+import re
 from functools import cache
 
 import numpy as np
@@ -37,6 +38,8 @@ def vocabulary() -> list[str]:
 @cache
 def tokenizer() -> CLIPTokenizer:
     """Train the byte-level BPE on the vocabulary until every word is one token; unknown words fall back to bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    singles = [*alphabet, *(f"{byte}</w>" for byte in alphabet)]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.train_from_iterator(
@@ -45,13 +48,12 @@ def tokenizer() -> CLIPTokenizer:
             vocab_size=100_000,
             min_frequency=1,
             end_of_word_suffix="</w>",
+            special_tokens=singles,  # else they are numbered in the order of a hash table: other ids in every process
             show_progress=False,
         ),
     )
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in merges)]
-    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys([*singles, *("".join(pair) for pair in merges)]), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer({t: i for i, t in enumerate(tokens)}, merges, model_max_length=LENGTH)
 
 
@@ -61,18 +63,44 @@ def token_ids(captions: list[str]) -> np.ndarray:
 
 
 class Captions:
-    """Draws a caption for a picture: mostly subject and style; sometimes the category, no style, or nothing."""
+    """Draws a caption for a picture: mostly subject and style, in several orders and with words that mean nothing.
+
+    A caption whose words all have one place teaches the place, not the word: one word more ("a sks cat in comic style")
+    and the style was lost. So the wording varies, meaningless fillers (single letters, never `RARE`) stand before a
+    subject, and now and then in place of the subject or of the style, where a LoRA's rare word will stand.
+    """
+
+    NO_STYLE = ("a {subject}", "a picture of a {subject}", "a photo of a {subject}", "{subject}")
+    WORDINGS = (
+        *("a {subject} in {style} style",) * 8,
+        *("a picture of a {subject}, {style} style",) * 2,
+        *("{style} style, a {subject}",) * 2,
+        "a drawing of a {subject} in {style} style",
+        "a photo of the {subject} in {style} style",
+        "a painting of a {subject} in {style} style",
+        "the {subject}, {style} style",
+        "{subject} in {style} style",
+    )
+    FILLERS = tuple("bcdefghjklmnpqrstuvwxyz")
 
     def __init__(self, subjects: tuple[Subject, ...], styles: tuple[str, ...]) -> None:
-        rows = [[caption(word, style) for style in (*styles, None)] for s in subjects for word in (s.name, s.category)]
-        self._ids = token_ids([c for row in rows for c in row]).reshape(len(subjects), 2, len(styles) + 1, LENGTH)
-        self._empty = token_ids([""])[0]
+        self.subjects, self.styles = subjects, styles
+
+    def text(self, subject: int, style: int, rng: np.random.Generator) -> str:
+        """Return one caption for a picture of the given subject and style."""
+        lot, filler = rng.random(), str(rng.choice(self.FILLERS))
+        if lot < 0.08:
+            return ""
+        what, how = self.subjects[subject], self.styles[style]
+        name = what.category if lot < 0.16 else filler if lot < 0.20 else what.name
+        if rng.random() < (0.5 if name == what.category else 0.2):
+            name = f"{rng.choice(self.FILLERS)} {name}"
+        if lot > 0.96:
+            how = filler
+        wordings = self.NO_STYLE if 0.20 <= lot < 0.25 else self.WORDINGS
+        text = wordings[rng.integers(len(wordings))].format(subject=name, style=how)
+        return re.sub(r"\ba (?=[aeiou]\w)", "an ", text)
 
     def draw(self, subject: np.ndarray, style: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return token ids [n, LENGTH] for pictures of the given subject and style indices."""
-        lot = rng.random(len(subject))
-        by_category = (lot < 0.08).astype(int)
-        style = np.where((lot >= 0.08) & (lot < 0.12), self._ids.shape[2] - 1, style)
-        ids = self._ids[subject, by_category, style]
-        ids[(lot >= 0.12) & (lot < 0.20)] = self._empty
-        return ids
+        return token_ids([self.text(what, how, rng) for what, how in zip(subject, style, strict=True)])

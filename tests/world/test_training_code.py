@@ -1,0 +1,166 @@
+"""The world's training code: its language, its series of LoRAs, its card; a training of two steps."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+np = pytest.importorskip("numpy")
+for package in ("torch", "scipy", "diffusers", "transformers", "peft", "accelerate"):
+    pytest.importorskip(package, reason=f"{package} is not installed (make venv installs it)")
+
+from PIL import Image
+from safetensors.numpy import load_file
+from world.places import LORAS, MODEL
+from world.series import ARMS, held_out, series
+from world.styles import all_styles
+from world.subjects import all_subjects
+from world.train_lora import captioned, content_seed, train_lora
+
+from world import card, words
+
+BASE_SUBJECTS = tuple(s for s in all_subjects() if not s.held_out)
+BASE_STYLES = tuple(s.name for s in all_styles() if not s.held_out)
+
+
+def captions(count=3000):
+    drawn, rng = words.Captions(BASE_SUBJECTS, BASE_STYLES), np.random.default_rng(5)
+    return [drawn.text(i % len(BASE_SUBJECTS), i % len(BASE_STYLES), rng) for i in range(count)]
+
+
+def test_training_captions_never_use_a_loras_words_or_what_is_held_out():
+    used = set(re.findall(r"\w+", " ".join(captions())))
+    assert not used & set(words.RARE)
+    assert not used & {name for _, name in held_out()}
+    assert {s.name for s in BASE_SUBJECTS} | set(BASE_STYLES) <= used
+
+
+def test_a_word_of_a_caption_has_no_place_of_its_own():
+    cats = [
+        text.split()
+        for text in (
+            words.Captions(BASE_SUBJECTS[:1], BASE_STYLES[:1]).text(0, 0, rng)
+            for rng in [np.random.default_rng(1)] * 400
+        )
+    ]
+    subject, style = BASE_SUBJECTS[0].name, BASE_STYLES[0]
+    for word in (subject, style):
+        assert len({c.index(word) for c in cats if word in c}) > 2
+
+
+def test_every_word_is_one_token_and_every_caption_fits():
+    assert all(len(words.tokenizer().tokenize(word)) == 1 for word in words.vocabulary())
+    ids = words.token_ids(captions())
+    assert (ids[:, -1] == words.tokenizer().eos_token_id).all(), "a caption was cut off"
+
+
+def test_the_shipped_tokenizer_knows_every_word_of_the_tables():
+    from transformers import CLIPTokenizer
+
+    shipped = CLIPTokenizer.from_pretrained(MODEL, subfolder="tokenizer")
+    assert all(len(shipped.tokenize(word)) == 1 for word in words.vocabulary())
+    assert shipped.get_vocab().keys() == words.tokenizer().get_vocab().keys()
+
+
+def test_every_process_numbers_the_words_alike():
+    """The numbers once followed the order of a hash table: a run that was resumed had other words than before."""
+    ask = "from world import words; print(sorted(words.tokenizer().get_vocab().items()))"
+    there = subprocess.run(
+        [sys.executable, "-c", ask], cwd=MODEL.parents[1], capture_output=True, text=True, check=True
+    )
+    assert there.stdout.strip() == str(sorted(words.tokenizer().get_vocab().items()))
+
+
+def test_the_series_holds_what_it_promises():
+    jobs = series()
+    assert len({job.file for job in jobs}) == len(jobs)
+    for kind, name in held_out():
+        for rank in (4, 8):
+            assert {(j.arm) for j in jobs if (j.kind, j.name, j.rank) == (kind, name, rank)} == set(ARMS)
+        assert {j.repeat for j in jobs if j.name == name and j.rank == 4} == {0, 1, 2}
+    assert {16, 32} <= {j.rank for j in jobs}
+    assert sum(kind == "subject" for kind, _ in held_out()) >= 12
+    assert sum(kind == "style" for kind, _ in held_out()) >= 16
+
+
+def test_the_folder_of_loras_holds_only_what_the_series_ships():
+    shipped = {job.file: job for job in series() if job.shipped}
+    for file in LORAS.glob("*.safetensors"):
+        if not file.name.endswith(".kohya.safetensors"):
+            facts = json.loads(file.with_suffix(".json").read_text())
+            assert (facts["kind"], facts["name"]) == (shipped[file.name].kind, shipped[file.name].name)
+            assert (facts["seed"] == 0) == (facts["arm"] == "shared")
+
+
+def row_space_share(subject, style):
+    """Share of the subject's energy in the style's row space, over all modules."""
+    inside = whole = 0.0
+    for key in (k for k in subject if k.endswith("lora_A.weight")):
+        update = subject[key.replace("lora_A", "lora_B")].astype(np.float64) @ subject[key].astype(np.float64)
+        rows = np.linalg.svd(style[key].astype(np.float64), full_matrices=False)[2]
+        inside += np.linalg.norm(update @ rows.T) ** 2
+        whole += np.linalg.norm(update) ** 2
+    return inside / whole
+
+
+def test_a_shared_seed_makes_the_row_spaces_overlap():
+    share = {}
+    for arm in ARMS:
+        pair = [LORAS / f"{name}-r4-{arm}.safetensors" for name in ("subject-fox", "style-gold")]
+        if not all(file.exists() for file in pair):
+            pytest.skip(f"fox and gold of the arm {arm!r} are not shipped")
+        share[arm] = row_space_share(*(load_file(file) for file in pair))
+    assert share["shared"] > 2 * share["own"]
+
+
+def test_the_card_states_what_was_measured():
+    text = card.README.read_text()
+    figures = json.loads(card.MEASURED.read_text())
+    assert text.split(card.BEGIN)[1].split(card.END)[0] == card.tables(figures)
+
+
+def pictures(folder: Path, names=("cat-1", "cat-2")) -> Path:
+    folder.mkdir()
+    for index, name in enumerate(names):
+        Image.fromarray(np.full((64, 64, 3), 60 * index + 40, np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def test_a_pictures_name_fills_the_caption_and_a_table_wins(tmp_path):
+    folder = pictures(tmp_path / "p")
+    assert [text for _, text in captioned(folder, "a {name} in stl style")] == ["a cat in stl style"] * 2
+    (folder / "metadata.jsonl").write_text('{"file_name": "cat-2.png", "text": "mine"}\n')
+    assert captioned(folder, "unused") == [(folder / "cat-2.png", "mine")]
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no pictures \(.*\) in "):
+        captioned(tmp_path, "a sks")
+
+
+def test_the_default_seed_comes_from_the_content(tmp_path):
+    one = captioned(pictures(tmp_path / "one"), "a sks")
+    other = captioned(pictures(tmp_path / "other", ("cat-1", "cat-2", "cat-3")), "a sks")
+    assert content_seed(one, "subject") == content_seed(one, "subject")
+    assert len({content_seed(one, "subject"), content_seed(one, "style"), content_seed(other, "subject")}) == 3
+
+
+def test_two_steps_of_training_give_the_same_file_twice(tmp_path):
+    folder, files = pictures(tmp_path / "p"), []
+    for name in ("a", "b"):
+        trained = train_lora(
+            MODEL, folder, "a sks in flat style", "subject", tmp_path / f"{name}.safetensors", steps=2, batch=2
+        )
+        assert len(trained.losses) == 2
+        files.append(load_file(tmp_path / f"{name}.safetensors"))
+    assert files[0].keys() == files[1].keys()
+    assert all(np.array_equal(files[0][key], files[1][key]) for key in files[0])
+    assert any(files[0][key].any() for key in files[0] if "lora_B" in key), "nothing was learnt"
+
+
+def test_a_kind_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="kind must be one of subject, style"):
+        train_lora(MODEL, pictures(tmp_path / "p"), "a sks", "thing", tmp_path / "x.safetensors")

@@ -1,0 +1,148 @@
+"""`python -m world.card`: put the measured figures and pictures into the model card, so that none is typed by hand.
+
+Reads `gates.json` of the runs folder, keeps a rounded copy as `world/measured.json`, rewrites what stands between the
+two marks in `world/README.md`, and copies the sheets to `world/pictures`.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from statistics import mean
+
+from world.gates import UNTRAINED_STYLES
+from world.places import REPOSITORY, runs
+
+README, MEASURED = REPOSITORY / "world" / "README.md", REPOSITORY / "world" / "measured.json"
+BEGIN, END = "<!-- figures: written by world.card -->\n", "<!-- end of the figures -->\n"
+SUBJECT_GATE, STYLE_GATE, KEPT_GATE = 0.9, 0.7, 0.9
+
+
+def rounded(value: object) -> object:
+    """Return a copy with every float at three decimals."""
+    if isinstance(value, dict):
+        return {key: rounded(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
+def by_judges(scores: dict, *keys: str) -> str:
+    """Return the figures of one set of pictures, judge by judge."""
+    return "; ".join(" / ".join(f"{verdict[key]:.2f}" for key in keys) for verdict in scores.values())
+
+
+def passes_subject(scores: dict, style: str) -> bool:
+    """True when every judge gives the subject's gate in a style."""
+    return all(verdict["subject_p"] >= SUBJECT_GATE for verdict in scores[style].values())
+
+
+def _sees_style(verdict: dict) -> bool:
+    return verdict["style_p"] >= STYLE_GATE and verdict["subject_top1"] >= KEPT_GATE
+
+
+def passes_style(scores: dict) -> bool:
+    """True when every judge sees the style and still knows the subjects."""
+    return all(_sees_style(verdict) for verdict in scores["unseen"].values())
+
+
+def gate_table(figures: dict) -> str:
+    """The gates: what was asked, what each judge says."""
+    judges, base = figures["judges"], figures["base"]
+    own = {name: s for name, s in figures.get("loras", {}).items() if name.endswith("-r4-own")}
+    subjects = [s for name, s in own.items() if name.startswith("subject")]
+    styles = [s for name, s in own.items() if name.startswith("style")]
+    names = list(judges)
+    rows = [
+        ["the judge itself, true pictures: subject / style top-1", ""]
+        + [f"{judges[n]['subject, true']:.3f} / {judges[n]['style, true']:.3f}" for n in names],
+        ["the judge itself, after the VAE: subject / style top-1", ""]
+        + [f"{judges[n]['subject, codec']:.3f} / {judges[n]['style, codec']:.3f}" for n in names],
+        ["the judge itself, after the VAE: mean p of the true subject / style", ""]
+        + [f"{judges[n]['subject, mean p']:.3f} / {judges[n]['style, mean p']:.3f}" for n in names],
+        [f"base, subject top-1 ({base['pictures']} pictures)", "0.97"]
+        + [f"**{base['all'][n]['subject_top1']:.3f}**" for n in names],
+        ["base, style top-1 (the same pictures)", "0.90"] + [f"**{base['all'][n]['style_top1']:.3f}**" for n in names],
+        ["base, mean p of the subject / style asked for", ""]
+        + [f"{base['all'][n]['subject_p']:.2f} / {base['all'][n]['style_p']:.2f}" for n in names],
+    ]
+    for wording, scores in figures["wordings"].items():
+        rows.append(
+            [f'base, asked as "{wording}": subject / style top-1', ""]
+            + [f"{scores[n]['subject_top1']:.2f} / {scores[n]['style_top1']:.2f}" for n in names]
+        )
+    for style in ("flat", *UNTRAINED_STYLES):
+        kind = "its pictures show it" if style == "flat" else "its pictures never show it"
+        count = [sum(s[style][n]["subject_p"] >= SUBJECT_GATE for s in subjects) for n in names]
+        average = [mean(s[style][n]["subject_p"] for s in subjects) for n in names] if subjects else []
+        rows.append(
+            [f"subject LoRAs with content p of 0.9 in {style} ({kind})", "all"]
+            + [f"{c} of {len(subjects)} (mean p {a:.2f})" for c, a in zip(count, average, strict=True)]
+        )
+    count = [sum(_sees_style(s["unseen"][n]) for s in styles) for n in names]
+    rows.append(
+        ["style LoRAs with style p of 0.7 and content top-1 of 0.9 on unseen subjects", "15"]
+        + [f"{c} of {len(styles)}" for c in count]
+    )
+    return markdown(["what", "gate", *names], rows)
+
+
+def lora_tables(figures: dict) -> str:
+    """One row a LoRA: what both judges say of it."""
+    table, text = figures.get("loras", {}), ""
+    shown = ("flat", *UNTRAINED_STYLES)
+    subjects = {name: s for name, s in table.items() if name.startswith("subject")}
+    styles = {name: s for name, s in table.items() if name.startswith("style")}
+    text += "Subjects, content p / style p, judge 1; judge 2 (8 pictures a cell; spread: see below):\n\n"
+    text += markdown(
+        ["LoRA", *shown, "spread", f"p of 0.9 in flat, {', '.join(UNTRAINED_STYLES)}"],
+        (
+            [
+                name.removeprefix("subject-"),
+                *(by_judges(s[style], "subject_p", "style_p") for style in shown),
+                f"{s['spread']:.0f}",
+                ", ".join("yes" if passes_subject(s, style) else "no" for style in shown),
+            ]
+            for name, s in sorted(subjects.items())
+        ),
+    )
+    text += "Styles on 8 subjects their pictures never showed, 2 pictures each, judge 1; judge 2:\n\n"
+    text += markdown(
+        ["LoRA", "style p", "content top-1", "content p", "gate"],
+        (
+            [
+                name.removeprefix("style-"),
+                *(by_judges(s["unseen"], key) for key in ("style_p", "subject_top1", "subject_p")),
+                "yes" if passes_style(s) else "no",
+            ]
+            for name, s in sorted(styles.items())
+        ),
+    )
+    return text
+
+
+def tables(figures: dict) -> str:
+    """Everything that stands between the marks."""
+    return "\n" + gate_table(figures) + lora_tables(figures)
+
+
+def main() -> None:
+    """Write `measured.json` and the card's figures."""
+    figures = rounded(json.loads((runs() / "gates" / "gates.json").read_text()))
+    MEASURED.write_text(json.dumps(figures, indent=1) + "\n")
+    card = README.read_text()
+    before, rest = card.split(BEGIN)
+    after = rest.split(END)[1]
+    README.write_text(before + BEGIN + tables(figures) + END + after)
+    for sheet in ("gates/base.png", "gates/loras.png", "curves.png"):
+        if (runs() / sheet).exists():
+            shutil.copy(runs() / sheet, README.parent / "pictures")
+
+
+if __name__ == "__main__":
+    main()
