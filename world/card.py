@@ -98,7 +98,12 @@ def lora_tables(figures: dict) -> str:
     shown = ("flat", *UNTRAINED_STYLES)
     subjects = {name: s for name, s in table.items() if name.startswith("subject")}
     styles = {name: s for name, s in table.items() if name.startswith("style")}
-    text += "Subjects, content p / style p, judge 1; judge 2 (8 pictures a cell; spread: see below):\n\n"
+    spread = figures["spread"]
+    text += (
+        "Subjects, content p / style p, judge 1; judge 2 (8 pictures a cell). Spread is how much pictures of one prompt "
+        f"differ (deviation between them, of 255, in flat); for true pictures at their placements it is "
+        f"{spread['true']:.0f}, for the base's own subjects {spread['base']:.0f}.\n\n"
+    )
     text += markdown(
         ["LoRA", *shown, "spread", f"p of 0.9 in flat, {', '.join(UNTRAINED_STYLES)}"],
         (

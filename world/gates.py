@@ -99,6 +99,24 @@ def wordings(pipeline: Path, count: int = 36) -> dict[str, dict]:
     return result
 
 
+def spread(pictures: np.ndarray) -> float:
+    """Return how much pictures of one prompt differ: deviation between them, mean over pixels, of 255."""
+    return float(pictures.astype(np.float32).std(0).mean())
+
+
+def spreads(pipeline: Path, count: int = 8) -> dict[str, float]:
+    """Return the spread of the true pictures over their placements, and of the base's over the noise, in flat."""
+    data, pipe = dataset.load(), open_pipeline(pipeline)
+    flat = [s.name for s in data.styles].index("flat")
+    chosen = [i for i, s in enumerate(data.subjects) if s.name in UNSEEN_SUBJECTS]
+    shots = [Shot(caption(data.subjects[i].name, "flat"), seed) for i in chosen for seed in range(count)]
+    painted = render_all(pipe, shots).reshape(len(chosen), count, dataset.SIZE, dataset.SIZE, 3)
+    return {
+        "true": float(np.mean([spread(data.pictures[i, flat]) for i in chosen])),
+        "base": float(np.mean([spread(p) for p in painted])),
+    }
+
+
 def base_sheet(pipeline: Path, out: Path) -> None:
     """Draw some subjects in all base styles, each with a seed of its own: what a person should look at first."""
     styles = [s.name for s in dataset.load().styles if not s.held_out]
@@ -115,7 +133,7 @@ def subject_lora(pipe: StableDiffusionPipeline, name: str, count: int = 8) -> tu
     pictures = render_all(pipe, shots).reshape(len(shown), count, dataset.SIZE, dataset.SIZE, 3)
     wanted = np.full(count, subjects.index(name))
     scores = {s: _scores(p, wanted, np.full(count, styles.index(s))) for s, p in zip(shown, pictures, strict=True)}
-    scores["spread"] = float(pictures[0].astype(np.float32).std(0).mean())
+    scores["spread"] = spread(pictures[0])
     return scores, pictures[:, :4].reshape(-1, *pictures.shape[2:])
 
 
@@ -194,6 +212,7 @@ def main() -> None:
         base_sheet(options.pipeline, options.out)
         figures["base"] = base(options.pipeline, options.every) | {"sha256": painter}
         figures["wordings"] = wordings(options.pipeline)
+        figures["spread"] = spreads(options.pipeline)
         print(json.dumps(figures["base"]["all"]), flush=True)
         file.write_text(json.dumps(figures, indent=1))
     if options.loras:

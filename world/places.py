@@ -6,6 +6,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = REPOSITORY / "world" / "model"
 LORAS = REPOSITORY / "world" / "loras"
+JUDGES = REPOSITORY / "world" / "judges"
 
 
 def runs() -> Path:

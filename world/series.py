@@ -14,6 +14,7 @@ RANKS = (4, 8)  # of every subject and style
 REPEATS = 3  # training seeds of every rank-4 LoRA
 SHIPPED_SUBJECTS = ("fox", "turtle", "guitar", "owl", "rocket", "umbrella")
 SHIPPED_STYLES = ("gold", "papercut", "thermal", "wood", "riso", "crayon", "night", "ink")
+SHIPPED_IN_BOTH_ARMS = (*SHIPPED_SUBJECTS, "gold", "papercut", "thermal", "wood")  # the other styles: own seed only
 WIDER = ("fox", "turtle", "gold", "papercut")  # also trained at ranks 16 and 32; shipped at rank 8
 IN_ALL_FORMS = ("fox", "gold")  # shipped in kohya and PEFT form too (rank 4, shared arm)
 
@@ -50,7 +51,8 @@ class Job:
         """True when the repository carries this one."""
         if self.name in WIDER and self.rank == 8:
             return self.arm == "own" and self.repeat == 0
-        return self.name in (*SHIPPED_SUBJECTS, *SHIPPED_STYLES) and self.rank == 4 and self.repeat == 0
+        carried = SHIPPED_IN_BOTH_ARMS if self.arm == "shared" else (*SHIPPED_SUBJECTS, *SHIPPED_STYLES)
+        return self.name in carried and self.rank == 4 and self.repeat == 0
 
     @property
     def shipped_forms(self) -> tuple[str, ...]:

@@ -164,3 +164,18 @@ def test_two_steps_of_training_give_the_same_file_twice(tmp_path):
 def test_a_kind_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="kind must be one of subject, style"):
         train_lora(MODEL, pictures(tmp_path / "p"), "a sks", "thing", tmp_path / "x.safetensors")
+
+
+def test_the_shipped_judge_knows_the_true_pictures():
+    """They were painted at a placement that no training has seen."""
+    from safetensors.torch import load_file as load_tensors
+
+    from world import judge
+
+    files = sorted((MODEL.parent / "pictures" / "true").glob("*-*.png"))
+    assert files
+    network = judge.Recogniser(len(all_subjects()), len(all_styles()))
+    network.load_state_dict(load_tensors(MODEL.parent / "judges" / "judge-1.safetensors"))
+    verdict = judge.judge(network.eval(), np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]))
+    said = zip(verdict.subject.argmax(1), verdict.style.argmax(1), strict=True)
+    assert [f"{all_subjects()[s].name}-{all_styles()[t].name}" for s, t in said] == [file.stem for file in files]
