@@ -99,7 +99,7 @@ def ship(folder: Path, target: Path) -> list[Path]:
     copies = []
     for job in series():
         source = folder / job.file
-        if not (job.shipped and source.exists()):
+        if not (job.shipped and source.with_suffix(".json").exists()):
             continue
         copies.append(Path(shutil.copy(source, target)))
         shutil.copy(source.with_suffix(".json"), target)

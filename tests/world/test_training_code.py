@@ -167,7 +167,6 @@ def test_a_kind_that_is_none_is_refused(tmp_path):
 
 
 def test_the_shipped_judge_knows_the_true_pictures():
-    """They were painted at a placement that no training has seen."""
     from safetensors.torch import load_file as load_tensors
 
     from world import judge
