@@ -2,13 +2,14 @@
 
 They know all subjects and all styles, held-out ones included, and are tested on a placement no training has seen.
 Half of what they learn from has been through the autoencoder, so that its blur is no surprise to them. Label smoothing
-makes them say too little (0.9 where they are right 99 times in 100), so a trained judge's logits are divided by one temperature
+makes them say too little (0.9 where they are right 99 times in 100), so all logits are divided by one temperature
 (Guo et al. 2017, "On Calibration of Modern Neural Networks"), fitted to the subject's answers on half of the test
 placement (the style's hold no error to fit to); which answer comes first does not depend on it.
 """
 
 import argparse
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,14 @@ class Recogniser(nn.Module):
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A trained recogniser and what its logits are divided by."""
+
+    network: Recogniser
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a judge says of pictures.
 
@@ -75,12 +84,13 @@ class Verdict:
     style: np.ndarray
 
 
-def judge(network: Recogniser, pictures: np.ndarray) -> Verdict:
+def judge(who: Judge, pictures: np.ndarray) -> Verdict:
     """Judge uint8 pictures [n, 64, 64, 3]."""
     parts = []
     with torch.no_grad():
         for start in range(0, len(pictures), 64):
-            parts.append([head.softmax(-1) for head in network(to_tensor(pictures[start : start + 64]))])
+            heads = who.network(to_tensor(pictures[start : start + 64]))
+            parts.append([(head / who.temperature).softmax(-1) for head in heads])
     return Verdict(*(torch.cat(head).numpy() for head in zip(*parts, strict=True)))
 
 
@@ -138,8 +148,13 @@ def trained() -> list[int]:
     return [seed for seed in SEEDS if (runs() / "judges" / f"judge-{seed}.json").exists()]
 
 
-def load(seed: int) -> Recogniser:
-    """Return a trained judge."""
+def load(seed: int) -> Judge:
+    """Return a trained and calibrated judge."""
+    facts = json.loads((runs() / "judges" / f"judge-{seed}.json").read_text())
+    return Judge(_network(seed), facts["temperature"])
+
+
+def _network(seed: int) -> Recogniser:
     data = dataset.load()
     network = Recogniser(len(data.subjects), len(data.styles))
     network.load_state_dict(load_file(runs() / "judges" / f"judge-{seed}.safetensors"))
@@ -158,18 +173,18 @@ def _temperature(p: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(surprise, bounds=(-2.5, 1.5), method="bounded").x))
 
 
-def calibrate(seed: int) -> dict[str, float]:
-    """Divide the judge's logits by its temperature and save it; return that and what it gets right on the test placement.
+def figures(seed: int) -> dict[str, float]:
+    """Return the judge's temperature and its own top-1 and mean probability of the truth on the test placement.
 
     Accuracy is on all of it, on true pictures and after the autoencoder; the temperature is fitted on every second
-    picture after the autoencoder, and the mean probability of the truth is of the other half.
+    picture after the autoencoder, and the mean probability is of the other half.
     """
-    data, network = dataset.load(), load(seed)
+    data, network = dataset.load(), _network(seed)
     codec = np.load(runs() / "judges" / "codec.npy", mmap_mode="r")
     wanted = dict(zip(("subject", "style"), np.indices(data.pictures.shape[:2]).reshape(2, -1), strict=True))
     half, temperature, result = sum(wanted.values()) % 2 == 0, 1.0, {}
     for source, pictures in (("true", data.pictures), ("codec", codec)):
-        verdict = judge(network, pictures[:, :, -1].reshape(-1, *pictures.shape[-3:]))
+        verdict = judge(Judge(network), pictures[:, :, -1].reshape(-1, *pictures.shape[-3:]))
         for head, answer in wanted.items():
             result[f"{head}, {source}"] = float((getattr(verdict, head).argmax(1) == answer).mean())
         if source == "codec":
@@ -178,16 +193,7 @@ def calibrate(seed: int) -> dict[str, float]:
                 sharp = getattr(verdict, head)[~half].astype(np.float64) ** (1 / temperature)
                 truth = sharp[np.arange(len(sharp)), answer[~half]] / sharp.sum(1)
                 result[f"{head}, mean p"] = float(truth.mean())
-    save(network, temperature, runs() / "judges" / f"judge-{seed}.safetensors")
     return result | {"temperature": temperature}
-
-
-def save(network: Recogniser, temperature: float, file: Path) -> None:
-    """Save a judge whose last layers already divide by the temperature, so that whoever loads it need not know."""
-    with torch.no_grad():
-        for parameter in (*network.subject.parameters(), *network.style.parameters()):
-            parameter.div_(temperature)
-    save_file(network.state_dict(), file)
 
 
 def main() -> None:
@@ -198,16 +204,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, choices=SEEDS, required=True)
     parser.add_argument("--ship", action="store_true", help="train nothing; put the judge into the repository, in fp16")
     options = parser.parse_args()
+    folder = runs() / "judges"
     if options.ship:
         JUDGES.mkdir(exist_ok=True)
-        save_file(load(options.seed).half().state_dict(), JUDGES / f"judge-{options.seed}.safetensors")
+        save_file(_network(options.seed).half().state_dict(), JUDGES / f"judge-{options.seed}.safetensors")
+        shutil.copy(folder / f"judge-{options.seed}.json", JUDGES)
         return
-    folder = runs() / "judges"
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     _through_codec(AutoencoderKL.from_pretrained(runs() / "autoencoder" / "vae"), dataset.load(), folder / "codec.npy")
     in_parallel(lambda: fit(options.seed, options.steps, options.batch, folder), 1)
-    facts = calibrate(options.seed)
+    facts = figures(options.seed)
     (folder / f"judge-{options.seed}.json").write_text(json.dumps(facts, indent=1))
     print(facts, flush=True)
 

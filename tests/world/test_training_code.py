@@ -175,6 +175,8 @@ def test_the_shipped_judge_knows_the_true_pictures():
     assert files
     network = judge.Recogniser(len(all_subjects()), len(all_styles()))
     network.load_state_dict(load_tensors(MODEL.parent / "judges" / "judge-1.safetensors"))
-    verdict = judge.judge(network.eval(), np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]))
+    facts = json.loads((MODEL.parent / "judges" / "judge-1.json").read_text())
+    who = judge.Judge(network.eval(), facts["temperature"])
+    verdict = judge.judge(who, np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]))
     said = zip(verdict.subject.argmax(1), verdict.style.argmax(1), strict=True)
     assert [f"{all_subjects()[s].name}-{all_styles()[t].name}" for s, t in said] == [file.stem for file in files]
