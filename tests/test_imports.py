@@ -19,6 +19,7 @@ LINE = ["fuse", "cat.safetensors", "ink.safetensors", "-o", "out.safetensors"]
 LIGHT = {
     "the package": "import nplora",
     "reading": "import nplora.storage.tensors",
+    "the fronts to live models": "import nplora.diffusers\nimport nplora.peft",
     "loading": "import nplora\nnplora.load('cat.safetensors')",
     "fusing": (
         "import nplora\nfused = nplora.fuse(nplora.load('cat.safetensors'), nplora.load('ink.safetensors'))\n"

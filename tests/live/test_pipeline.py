@@ -20,7 +20,7 @@ from nplora import InputError, UsageError
 from nplora.diffusers import fuse_adapters, set_mu
 from nplora.live.turning import kept_of
 from nplora.merging import module_seed
-from nplora.methods import Part, all_merges
+from nplora.methods import Part, all_merges, all_methods
 
 pytestmark = [
     pytest.mark.consumer,
@@ -80,6 +80,16 @@ def test_turning_mu_gives_bit_for_bit_what_fusing_at_it_gives(pipe, side):
     set_mu(pipe, "inf", name="turned")
     turned, fixed = (deltas(pipe.transformer, name) for name in ("turned", "fixed"))
     assert all(np.array_equal(turned[path], fixed[path]) for path in fixed)
+
+
+@pytest.mark.parametrize("method", [m.name for m in all_methods().values() if "mu" in {p.name for p in m.parameters}])
+def test_every_projection_turns_to_what_fusing_gives(pipe, method):
+    """To 1e-6: one that is not linear in g is computed anew from factors that were rounded."""
+    fuse_adapters(pipe, "cat", "ink", method=method, mu=0.2, name="turned")
+    for mu in (0, 1.5, "inf"):
+        set_mu(pipe, mu, "turned")
+        fuse_adapters(pipe, "cat", "ink", method=method, mu=mu, name=f"at-{mu}".replace(".", "_"))
+        assert_close(deltas(pipe.transformer, "turned"), deltas(pipe.transformer, f"at-{mu}".replace(".", "_")), 1e-6)
 
 
 def test_directions_reach_the_method(pipe):
