@@ -18,9 +18,10 @@ from .sockets import sockets, values
 CATEGORY = "loaders/nplora"
 MOST = 6  # LoRAs of one node; a chain of nodes takes more
 FUSION = io.Custom("NPLORA_FUSION")
-# What a node has no place for: a base model's path, and (in a chain of loaders) parts of the model.
-HIDDEN = ("base", "dora", "components", "strengths")
-PAIR = tuple(p for p in numeric_options(find_method("np"), 2) if p.name not in (*HIDDEN, "protect"))
+# Saved workflows hold widget values by position: a new name goes to the end.
+SHOWN = ("mu", "directions", "side", "subject_strength", "style_strength", "calibrate", "rank", "energy")
+_OPTIONS = {parameter.name: parameter for parameter in numeric_options(find_method("np"), 2)}
+PAIR = tuple(_OPTIONS[name] for name in SHOWN)
 
 
 def _loader_sockets() -> list[Any]:

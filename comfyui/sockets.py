@@ -27,7 +27,9 @@ def _sockets(parameter: Parameter) -> list[Any]:
     name, tip = parameter.name, parameter.sentence
     if parameter.kind == "number":
         low, high = max(parameter.low, -LARGEST), min(parameter.high, LARGEST)
-        number = io.Float.Input(name, default=float(parameter.default), min=low, max=high, step=0.05, tooltip=tip)
+        start = low if parameter.default is None else float(parameter.default)
+        tip = f"{tip} {low:g} leaves it out." if parameter.default is None else tip
+        number = io.Float.Input(name, default=start, min=low, max=high, step=0.05, tooltip=tip)
         return [number, *_switch(parameter)]
     if parameter.kind == "count":
         low = 0 if parameter.default is None else int(max(parameter.low, 0))
@@ -64,7 +66,7 @@ def values(parameters: Iterable[Parameter], given: Mapping[str, Any]) -> dict[st
         value = given.get(parameter.name)
         if given.get(parameter.name + UNBOUNDED):
             value = inf
-        if value is None or value == "" or (parameter.kind == "count" and parameter.default is None and value == 0):
+        if value is None or value == "" or (parameter.default is None and value == 0):
             continue
         found[parameter.name] = value
     return found

@@ -89,11 +89,13 @@ def test_they_stand_where_a_lora_loader_would(nodes, node):
 def test_sockets_are_the_declared_parameters(nodes):
     ids = {socket.id: socket.settings for socket in standin.schema_of(nodes["NploraFuseTwo"]).inputs}
     shown = [p for p in numeric_options(find_method("np")) if p.name in ids]
-    assert {"mu", "directions", "side", "subject_strength", "style_strength"} <= {p.name for p in shown}
+    assert {"mu", "directions", "side", "subject_strength", "style_strength", "rank", "energy"} <= {
+        p.name for p in shown
+    }
     for parameter in shown:
         assert parameter.sentence in ids[parameter.name]["tooltip"]
         if parameter.kind == "number":
-            assert ids[parameter.name]["default"] == parameter.default
+            assert ids[parameter.name]["default"] == (parameter.default or 0)
             assert ids[parameter.name]["min"] == max(parameter.low, -100)
         if parameter.kind == "choice":
             assert tuple(ids[parameter.name]["options"]) == parameter.choices
@@ -137,6 +139,13 @@ def test_mu_may_be_infinite_and_strengths_act_on_the_patch(root, nodes):
     model, clip, _, _ = made.args
     assert not any(delta.any() for delta in clip.deltas.values())
     assert_patched(model, None, {name: 0.5 * d for name, d in expected.items() if name.startswith("unet")})
+
+
+def test_a_result_of_a_smaller_rank(root, nodes):
+    base = standin.Patched("sd15-wide")
+    only = {"subject": "cat.safetensors", "style": "ink.safetensors"}
+    fusion = standin.run(nodes["NploraFuseTwo"], **only, rank=3, model=base).args[2]
+    assert fusion.parameters["rank"] == 3
 
 
 def test_a_flux_pair_without_text_encoder(root, nodes):
