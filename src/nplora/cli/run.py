@@ -33,7 +33,8 @@ def command(recipe: str, overwrite: bool, report: str | None, quiet: bool) -> No
         require_free(report, (recipe,), overwrite)
     value, marks = read_recipe_file(recipe)
     with Progress("fusing", quiet=quiet) as progress:
-        found = list(run_recipe(value, Path(recipe).parent, marks=marks, overwrite=overwrite, progress=progress))
+        outcomes = run_recipe(value, Path(recipe).parent, marks=marks, overwrite=overwrite, progress=progress)
+        found = sorted(outcomes, key=lambda outcome: outcome.number)
     if report is not None:
         write_json(report, [_data(outcome) for outcome in found])
     if not quiet:

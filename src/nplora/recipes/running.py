@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..recipe import Source, require_source
 from ..report import written_values
 from ..roles import roles
 from ..storage import TensorFile
+from ..threads import run_threads
 from .expansion import Single, expand
 from .reading import Marks, at
 from .value import Recipe
@@ -46,7 +47,7 @@ class Outcome:
     """What became of one fusion of a recipe.
 
     Attributes:
-        single: the fusion.
+        single: the fusion. number: its place among the recipe's fusions.
         made: False where an output of the same recipe stood there already.
         report: as of `Fusion.save`; of an output that stood there already, what its header says came out.
     """
@@ -54,6 +55,7 @@ class Outcome:
     single: Single
     made: bool
     report: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 0
 
 
 def method_parameters(count: int = 2) -> dict[str, tuple[Parameter, ...]]:
@@ -75,7 +77,7 @@ def run_recipe(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Outcome]:
-    """Make every output of a recipe, one by one.
+    """Make every output of a recipe, a few at a time.
 
     An output that stands there already and was made by the same recipe from the same bytes is left as it is, so that an
     interrupted run goes on where it stopped.
@@ -88,7 +90,7 @@ def run_recipe(
         progress: called with (fusions done, fusions in all).
 
     Yields:
-        One outcome for each fusion, when it is on disk.
+        One outcome for each fusion, when it is on disk; `Outcome.number` is its place in the recipe.
 
     Raises:
         UsageError, InputError, OutputError: as `fuse` and `Fusion.save`; what was finished before stays.
@@ -105,8 +107,11 @@ def run_recipe(
                     )
                 except NploraError as error:
                     raise at(marks, single.place[role], error) from None
-    for done, single in enumerate(singles):
-        yield _made(single, adapters, overwrite)
+    workers = os.cpu_count() or 1  # one fusion alone leaves cores idle while it plans and while the disk writes
+    numbered = list(enumerate(singles))
+    finished = run_threads(lambda item: _made(item[1], adapters, overwrite), numbered, min(workers, len(singles)))
+    for done, ((number, _), outcome) in enumerate(finished):
+        yield replace(outcome, number=number)
         if progress:
             progress(done + 1, len(singles))
 
