@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import nplora
 from laws.tables import CELLS, content, flattened
 from laws.test_files import output, saved, spelt
 from making import make
-from nplora.methods import Merge, find_method, known_methods
+from nplora import methods
+from nplora.methods import Merge, Method, find_method, known_methods
 from nplora.verify import verify
 
 METHODS = list(known_methods())
@@ -143,3 +146,20 @@ def test_every_kind_in_every_format(format: str, kind: str, method: str, tmp_pat
             assert np.linalg.norm(wanted - delta - 0.5 * two.deltas[name]) < 1e-5 * size
     result = verify(path)
     assert result.passed, result.sentence
+
+
+def test_no_two_methods_share_a_name() -> None:
+    found = [method for method in methods._found() if isinstance(method, Method | Merge)]
+    names = [method.name for method in {id(method): method for method in found}.values()]
+    names += [alias for method in known_methods().values() for alias in getattr(method, "aliases", ())]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_np_imports_no_other_method() -> None:
+    """Other methods are loaded when they are asked for: each has a file of its own name."""
+    code = (
+        "import sys, nplora.methods as m; m.find_method('np'); m.find_method('svd');"
+        "print(sorted(name.rpartition('.')[2] for name in sys.modules if name.startswith('nplora.methods.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['np', 'svd']"
