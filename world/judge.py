@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from torch import nn
 
 from world import dataset
@@ -163,6 +161,9 @@ def _network(seed: int) -> Recogniser:
 
 def _temperature(p: np.ndarray, wanted: np.ndarray) -> float:
     """Return the temperature with the least negative log likelihood, for probabilities of temperature 1."""
+    from scipy.optimize import minimize_scalar  # whoever only asks a judge needs no scipy
+    from scipy.special import logsumexp
+
     logits = np.log(np.maximum(p.astype(np.float64), 1e-30))
     rows = np.arange(len(p))
 

@@ -69,7 +69,7 @@ def world_scorer(base: Base, wanted: Mapping[str, str]) -> Scorer:
     """
     if base.world is None:
         raise UsageError("only the world has a judge", hint="Use --scorer MODULE:NAME with another base.")
-    judge, names, network = _judge(base.world)
+    judge, names, who = _judge(base.world)
     columns = {}
     for kind, name in wanted.items():
         if name not in names.get(kind, ()):
@@ -80,7 +80,7 @@ def world_scorer(base: Base, wanted: Mapping[str, str]) -> Scorer:
     def score(pictures: Sequence[Image], cells: Sequence[Cell]) -> list[dict[str, float]]:
         import numpy as np
 
-        verdict = judge.judge(network, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+        verdict = judge.judge(who, np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
         return [
             {wanted[kind]: float(getattr(verdict, kind)[index, column]) for kind, column in columns.items()}
             for index in range(len(pictures))
@@ -90,7 +90,7 @@ def world_scorer(base: Base, wanted: Mapping[str, str]) -> Scorer:
 
 
 def _judge(world: Path) -> tuple[Any, dict[str, list[str]], Any]:
-    """The world's own module of judges, the names that it can say, and a network with its weights."""
+    """The world's own module of judges, the names that it can say, and one of them with weights and temperature."""
     weights = _weights(world)
     sys.path.insert(0, str(world.resolve().parent))
     try:
@@ -103,7 +103,8 @@ def _judge(world: Path) -> tuple[Any, dict[str, list[str]], Any]:
     names = {"subject": [s.name for s in subjects.all_subjects()], "style": [s.name for s in styles.all_styles()]}
     network = judge.Recogniser(*map(len, names.values()))
     network.load_state_dict(_numbers(weights))
-    return judge, names, network.eval()
+    temperature = json.loads(weights.with_suffix(".json").read_text("utf-8"))["temperature"]
+    return judge, names, judge.Judge(network.eval(), temperature)
 
 
 def _weights(world: Path) -> Path:
