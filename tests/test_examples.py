@@ -83,9 +83,9 @@ def test_demo(tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="diffusers is not installed (make venv installs it)")
     said = run("demo.py", "--steps", "2", folder=tmp_path)
     assert said.count("is what its recipe says") == 4
-    assert said.count("overlap, chance is 3.1 %") == 4
+    assert said.count("overlap, chance is ") == 4
     page = (tmp_path / "demo" / "demo.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4 * 7
-    assert page.count("chance is 3.1 %") == 4
+    assert page.count("overlap, chance is ") == 4
     assert not re.search(r"https?:", page)
     assert (tmp_path / "demo" / "demo.png").stat().st_size > 20_000

