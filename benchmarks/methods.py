@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 import nplora
+from nplora.fusion.projection import project
 from nplora.methods import Part, all_methods, find_method
-from nplora.projection import project
 
 PAIR = Pair("sdxl-16", "SDXL, rank 16", "sdxl-kohya --rank 16", "sdxl-kohya --rank 16", 0.3)
 RANK = 32  # of every truncated result

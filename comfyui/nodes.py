@@ -6,10 +6,9 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io, ui
 
-from nplora import Fusion, OutputError, fuse
-from nplora.comparison import compare
+from nplora import Fusion, OutputError, compare, fuse
+from nplora.fusion.options import numeric_options
 from nplora.methods import find_method, known_methods
-from nplora.options import numeric_options
 from nplora.parameters import DTYPE, FORMAT, MU, STRENGTHS
 
 from . import files

@@ -19,8 +19,10 @@ from safetensors.numpy import load_file, save_file
 
 import nplora
 from making import SD15, make, numbers, write
-from nplora import adapters, algebra, expectation, formats, layouts, methods, projection
+from nplora import adapters, algebra, formats, layouts, methods
+from nplora.checking import expectation
 from nplora.formats import keys
+from nplora.fusion import projection
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = {

@@ -11,7 +11,7 @@ import pytest
 
 import nplora
 from making import SD15, make
-from nplora.verify import verify
+from nplora.checking.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples"

@@ -10,9 +10,9 @@ import pytest
 
 import nplora
 from making import CONVOLUTIONS, PLAIN, SD15, TEXT, make, tensors, write
-from nplora.comparison import compare
+from nplora.analysis.comparison import compare
+from nplora.analysis.inspection import describe, module_norm, sentence
 from nplora.errors import InputError, UsageError
-from nplora.inspection import describe, module_norm, sentence
 
 NAME = next(iter(SD15))
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

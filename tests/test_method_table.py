@@ -9,8 +9,8 @@ import pytest
 
 import nplora
 from making import make
+from nplora.analysis.method_table import compare_methods
 from nplora.errors import UsageError
-from nplora.method_table import compare_methods
 
 MODULES = {"m.x.y": (24, 40), "m.x.z": (40, 16, 3, 3), "m.x.w": (20, 32)}
 FAST = ["np", "linear", "np-spectral", "svd", "tsv", "ties", "peft-linear"]

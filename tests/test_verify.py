@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import nplora
 from fusing import changed, fused, pair
 from making import BLOCK, CONVOLUTIONS, SD15, TEXT, make, tensors, write
-from nplora.verify import verify
+from nplora.checking.verify import verify
 
 NAME = next(iter(SD15))
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -88,12 +88,12 @@ def test_the_route_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise AssertionError("verify took the route that it is to check")
 
     for name in ("project", "grams"):
-        monkeypatch.setattr(f"nplora.projection.{name}", forbidden)
+        monkeypatch.setattr(f"nplora.fusion.projection.{name}", forbidden)
     assert verify(output).passed
 
 
 def test_a_wrong_projection_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nplora import projection
+    from nplora.fusion import projection
 
     right = projection.project
 

@@ -8,9 +8,9 @@ import pytest
 
 from fusing import fused, pair
 from making import PLAIN, make, write
+from nplora.checking.verify import Verification, verify
 from nplora.errors import InputError, UsageError
 from nplora.storage import TensorFile
-from nplora.verify import Verification, verify
 
 
 def test_inputs_by_path_with_and_without_a_recipe(tmp_path: Path) -> None:

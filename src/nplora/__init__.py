@@ -13,23 +13,29 @@ TYPE_CHECKING = False  # as typing's, whose import would double the time of `npl
 if TYPE_CHECKING:
     from typing import Any
 
-    from .adapter import Adapter
-    from .base import BaseModel
+    from .analysis.comparison import compare
+    from .analysis.inspection import describe
+    from .analysis.method_table import compare_methods
+    from .checking.verify import verify
     from .errors import InputError, NploraError, OutputError, UsageError
-    from .expansion import expand
-    from .fusion import Fusion, convert, fuse
-    from .loading import load
+    from .fusing import Fusion, convert, fuse
+    from .reading.adapter import Adapter
+    from .reading.base import BaseModel
+    from .reading.expansion import expand
+    from .reading.loading import load
+    from .recipes import run_recipe
 
 # Loaded on first use, so that `import nplora` costs nothing.
 _HOMES = {
-    "Adapter": "adapter", "load": "loading", "Fusion": "fusion", "convert": "fusion", "fuse": "fusion",
-    "BaseModel": "base", "expand": "expansion",
+    "load": "reading.loading", "Adapter": "reading.adapter", "expand": "reading.expansion", "BaseModel": "reading.base",
+    "fuse": "fusing", "convert": "fusing", "Fusion": "fusing", "run_recipe": "recipes", "verify": "checking.verify",
+    "describe": "analysis.inspection", "compare": "analysis.comparison", "compare_methods": "analysis.method_table",
     "NploraError": "errors", "InputError": "errors", "OutputError": "errors", "UsageError": "errors",
 }  # fmt: skip
 
 __all__ = [
     "Adapter", "BaseModel", "Fusion", "InputError", "NploraError", "OutputError", "UsageError", "__version__",
-    "convert", "expand", "fuse", "load",
+    "compare", "compare_methods", "convert", "describe", "expand", "fuse", "load", "run_recipe", "verify",
 ]  # fmt: skip
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nplora.adapter import Module
 from nplora.adapters import Factor, LowRank
-from nplora.projection import Job
+from nplora.fusion.projection import Job
+from nplora.reading.adapter import Module
 from nplora.storage import Tensor
 
 Pair = tuple[np.ndarray, np.ndarray]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import nplora
 from making import CONVOLUTIONS, SD15, TEXT, make, numbers, write
 from nplora.analysis.intruders import against_parts, find_intruders, likeness
-from nplora.base import BaseModel
 from nplora.errors import InputError
+from nplora.reading.base import BaseModel
 
 
 def weight(seed: int, out: int, n: int) -> np.ndarray:

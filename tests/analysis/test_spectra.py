@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.dense import factor, factors, module
-from nplora.adapter import Module
 from nplora.adapters import Full, Opaque
 from nplora.analysis.spectra import Spectrum, form, spectra
+from nplora.reading.adapter import Module
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32 - 1))
 

@@ -101,7 +101,7 @@ def test_an_interrupt_is_one_line(nplora: Nplora, monkeypatch: pytest.MonkeyPatc
     def interrupt(path: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nplora.loading.load", interrupt)
+    monkeypatch.setattr("nplora.reading.loading.load", interrupt)
     ran = nplora("inspect a.safetensors")
     assert (ran.status, ran.out) == (130, "")
     assert ran.err.strip() == "nplora: interrupted; no half-written file was left."
@@ -111,7 +111,7 @@ def test_a_fault_of_ours_asks_to_be_reported(nplora: Nplora, monkeypatch: pytest
     def fault(path: str) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("nplora.loading.load", fault)
+    monkeypatch.setattr("nplora.reading.loading.load", fault)
     assert nplora("inspect a.safetensors") == (
         70, "",
         ("nplora: unexpected ZeroDivisionError (by zero). This is a fault of nplora: please report it with what "
@@ -126,7 +126,7 @@ def test_no_memory_is_one_line(nplora: Nplora, monkeypatch: pytest.MonkeyPatch) 
     def exhausted(path: str) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("nplora.loading.load", exhausted)
+    monkeypatch.setattr("nplora.reading.loading.load", exhausted)
     assert nplora("inspect a.safetensors") == (
         70, "", "nplora: out of memory; nothing was changed. Close other programs, or fuse on a larger machine.\n"
     )  # fmt: skip

@@ -20,8 +20,8 @@ import nplora
 from comfyui import standin
 from consumers.harness import assert_deltas
 from consumers.roundtrip import Input, dense
+from nplora.fusion.options import numeric_options
 from nplora.methods import find_method, known_methods
-from nplora.options import numeric_options
 
 pytestmark = pytest.mark.consumer
 PACK = Path(__file__).resolve().parents[2] / "comfyui"

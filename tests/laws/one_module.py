@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import nplora
 from laws.making import Factors, factors, kohya_tensors, write
-from nplora import projection
+from nplora.fusion import projection
 from nplora.methods import all_methods
 
 MUS = [0.0, 1e-9, 0.5, 1.0, 10.0, inf]

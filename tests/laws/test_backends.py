@@ -12,8 +12,8 @@ import pytest
 
 from laws.making import attenuated, protected, relative
 from nplora import algebra
+from nplora.fusion.projection import project
 from nplora.methods import all_methods
-from nplora.projection import project
 
 NP = all_methods()["np"]
 

@@ -13,7 +13,7 @@ from laws import based
 from laws.based import LINEAR, OTHER, SHAPES, flat, key, put, put_base
 from laws.making import attenuated, factors, kohya_tensors, protected, read, reference, relative, write
 from nplora import InputError, UsageError
-from nplora.verify import verify
+from nplora.checking.verify import verify
 
 TIGHT = 1e-6  # float32 in the file
 

@@ -11,7 +11,7 @@ import pytest
 import nplora
 from laws.test_priorities import MODULES, files, flat, rows
 from making import make
-from nplora.verify import verify
+from nplora.checking.verify import verify
 
 
 def projected(subject: np.ndarray, style: np.ndarray, mu: float) -> np.ndarray:

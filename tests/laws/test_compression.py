@@ -16,8 +16,8 @@ from laws.based import CONV, LINEAR, OTHER, SHAPES, flat, key, put, put_base
 from laws.making import Factors, factors, kohya_tensors, protected, read, reference, relative, write
 from laws.one_module import pairs
 from nplora import UsageError
-from nplora.compression import Goal, TooFewError, recompress
-from nplora.verify import verify
+from nplora.algebra.compression import Goal, TooFewError, recompress
+from nplora.checking.verify import verify
 
 GOALS = [
     Goal(rank=1),

@@ -11,9 +11,9 @@ import pytest
 import nplora
 from making import CONVOLUTIONS, SD15, TEXT, make
 from nplora import methods
+from nplora.checking.verify import verify
 from nplora.errors import InputError
 from nplora.methods import Merge, Part, Product
-from nplora.verify import verify
 
 NAME = next(iter(SD15))
 EXTRA = {"tucker": list(CONVOLUTIONS)[:1]}

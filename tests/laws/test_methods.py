@@ -14,8 +14,8 @@ from laws.tables import CELLS, content, flattened
 from laws.test_files import output, saved, spelt
 from making import make
 from nplora import methods
+from nplora.checking.verify import verify
 from nplora.methods import Merge, Method, find_method, known_methods
-from nplora.verify import verify
 
 METHODS = list(known_methods())
 MERGES = [name for name, method in known_methods().items() if isinstance(method, Merge)]

@@ -17,7 +17,7 @@ from laws.one_module import (
     projected,
     run,
 )  # fmt: skip
-from nplora import projection
+from nplora.fusion import projection
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 import nplora
 from fusing import changed
 from making import SD15, TEXT, make
+from nplora.checking.verify import verify
 from nplora.errors import UsageError
-from nplora.verify import verify
 
 NAME = next(iter(SD15))
 MODULES = {"m.x.y": (24, 40), "m.x.z": (40, 16, 3, 3), "m.x.w": (20, 12)}

@@ -11,9 +11,9 @@ import pytest
 import nplora
 from making import CONVOLUTIONS, TEXT, make
 from nplora import layouts
+from nplora.checking.verify import verify
 from nplora.errors import UsageError
-from nplora.selectors import block_names, selects
-from nplora.verify import verify
+from nplora.fusion.selectors import block_names, selects
 
 UP = "unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 DOWN = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"

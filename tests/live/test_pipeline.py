@@ -18,8 +18,8 @@ from live.dense import assert_close, deltas, factors, projected
 from live.pictures import PAIRS, paint
 from nplora import InputError, UsageError
 from nplora.diffusers import fuse_adapters, set_mu
+from nplora.fusion.merging import module_seed
 from nplora.live.turning import kept_of
-from nplora.merging import module_seed
 from nplora.methods import Part, all_merges, all_methods
 
 pytestmark = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from methods.updates import live
-from nplora.blocks import LEVELS, draw
+from nplora.algebra.blocks import LEVELS, draw
 from nplora.methods import Part
 
 Matrices = Sequence[np.ndarray]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from methods.updates import dense, merged, part, run
-from nplora import blocks, sketch
-from nplora.blocks import keep, kth_largest, of_matrix, of_product
+from nplora.algebra import blocks, sketch
+from nplora.algebra.blocks import keep, kth_largest, of_matrix, of_product
 
 
 def watched(matrix: blocks.Blocks) -> tuple[blocks.Blocks, list[int]]:

@@ -190,7 +190,7 @@ def test_the_mean_over_seeds_of_della_is_the_sum():
 
 @given(several())
 def test_cores_lose_nothing(parts):
-    from nplora.bases import cores
+    from nplora.algebra.bases import cores
 
     factors = [(one.up, one.down) for one in parts]
     shared = cores(factors)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import nplora
 from making import SD15, make
 from methods.updates import part
-from nplora.klora import absolute_sums, choices, selection
+from nplora.analysis.klora import absolute_sums, choices, selection
 
 
 def factors(seed: int, size: float = 1.0, shape: tuple[int, int] = (11, 13), rank: int = 3):

@@ -9,10 +9,10 @@ import pytest
 
 from methods.references import REFERENCES
 from methods.updates import Library, dense, distance, part, run, strict, torch
-from nplora import sketch
-from nplora.blocks import kth_largest, of_product
+from nplora.algebra import sketch
+from nplora.algebra.blocks import kth_largest, of_product
+from nplora.fusion.projection import project
 from nplora.methods import Part, all_methods
-from nplora.projection import project
 
 CASES = [(name, values) for name, (_, cases) in REFERENCES.items() for values in cases]
 CASES += [("core-space", {"inner": inner}) for inner in ("ties", "dare", "linear", "tsv", "iso")]

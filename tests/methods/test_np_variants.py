@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from laws.making import protected
 from methods.updates import EXACT, dense, distance, merged, orthogonal, part, regauged, run
+from nplora.fusion.projection import project
 from nplora.methods import Part, all_methods
 from nplora.methods.np_adaptive import Overlap, mu_of
-from nplora.projection import project
 
 mus = st.sampled_from([0.0, 0.1, 0.5, 2.0, 100.0, inf])
 seeds = st.integers(0, 99)

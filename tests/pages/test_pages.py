@@ -12,11 +12,11 @@ import pytest
 
 import nplora
 from making import SD15, make
+from nplora.analysis.comparison import compare
 from nplora.analysis.family import relate
+from nplora.analysis.inspection import describe
 from nplora.cli import main
-from nplora.comparison import compare
 from nplora.errors import UsageError
-from nplora.inspection import describe
 from nplora.plots import COLOURS, CYCLE, as_png, as_svg, figures
 from nplora.plots.modules import grid
 from pages.conftest import LINES

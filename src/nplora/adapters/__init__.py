@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..matrices import Changed, Factor, Matrix, Rows, take_rows, wide
 from ..storage import Tensor
+from ..storage.matrices import Changed, Factor, Matrix, Rows, take_rows, wide
 
 __all__ = [
     "Changed", "Factor", "Full", "Group", "Kind", "LowRank", "Matrix", "Opaque", "Rows", "Update",

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapter import Adapter
 from ..adapters import LowRank
 from ..errors import UsageError
-from ..metadata import RECIPE
-from ..projection import read_stack
+from ..fusion.projection import read_stack
+from ..output.metadata import RECIPE
+from ..reading.adapter import Adapter
 from ..threads import run_threads
 from .blocks import model_order
 from .spectra import FLOAT64, Array, form

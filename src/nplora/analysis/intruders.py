@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapter import Adapter, Module
 from ..adapters import Full, LowRank
-from ..base import BaseModel
 from ..errors import InputError
+from ..fusion.projection import read_stack
 from ..layouts import Part
-from ..projection import read_stack
+from ..reading.adapter import Adapter, Module
+from ..reading.base import BaseModel
 from ..threads import run_threads
 from .blocks import model_order
 from .spectra import FLOAT64

@@ -10,8 +10,8 @@ from math import sqrt
 import numpy as np
 
 from ..algebra import Grams, well_conditioned
+from ..fusion.projection import Job, Overlap, batches_of, energies, read_stack
 from ..methods import Method
-from ..projection import Job, Overlap, batches_of, energies, read_stack
 from ..storage import compute_dtype
 from ..threads import run_threads
 from .signs import count_signs, expected_share, sampled_rows

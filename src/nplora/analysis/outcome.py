@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter import Adapter
 from ..adapters import Full, LowRank, Update
-from ..projection import read_stack
+from ..fusion.projection import read_stack
+from ..reading.adapter import Adapter
 from ..threads import run_threads
 from .blocks import coarse_blocks, model_order
 from .spectra import FLOAT64, Array

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapter import Module
 from ..adapters import Full, LowRank, Matrix
-from ..projection import BATCH_ELEMENTS, read_stack
+from ..fusion.projection import BATCH_ELEMENTS, read_stack
+from ..reading.adapter import Module
 from ..threads import run_threads
 
 Array = NDArray[Any]  # float64; read_stack and linalg say less about what they return

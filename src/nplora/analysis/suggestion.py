@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
 
-from ..overlap import Summary, kept_strength
+from ..fusion.overlap import Summary, kept_strength
 
 BALANCE = 1.5  # how many times as strong one side may be before it is lowered
 FLOOR = 0.85  # a sum that grew is lowered no further than this

@@ -14,7 +14,7 @@ from .progress import Progress
 from .text import as_json, count, facts, paragraph, printable, say, three
 
 if TYPE_CHECKING:
-    from ..adapter import Adapter
+    from ..reading.adapter import Adapter
 
 SHOWN = 12  # adapters up to which a matrix fits a terminal
 SCALE = (
@@ -66,7 +66,7 @@ def command(
 
 def _pair(paths: Sequence[str], modules: bool, json_: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     from .. import load
-    from ..comparison import compare
+    from ..analysis.comparison import compare
 
     with Progress("comparing", quiet=json_) as progress:
         found = compare(load(paths[0]), load(paths[1]), progress=progress, **values)

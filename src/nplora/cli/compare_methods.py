@@ -31,7 +31,7 @@ def command(adapters: tuple[str, ...], methods: str | None, json_: bool, quiet: 
     Options of a method (--mu, --density, --rank ...) go to the methods that have them.
     """
     from .. import load
-    from ..method_table import compare_methods
+    from ..analysis.method_table import compare_methods
 
     names = [name.strip() for name in methods.split(",")] if methods else None
     with Progress("comparing", quiet=quiet or json_) as progress:

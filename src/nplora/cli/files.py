@@ -13,7 +13,7 @@ from ..errors import NploraError
 from .text import printable
 
 if TYPE_CHECKING:
-    from ..adapter import Adapter
+    from ..reading.adapter import Adapter
 
 CONFIGS = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 

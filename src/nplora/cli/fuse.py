@@ -16,7 +16,7 @@ from .progress import Progress
 from .text import count, facts, paragraph, say, size, some, spread, write_json
 
 if TYPE_CHECKING:
-    from ..fusion import Fusion
+    from ..fusing import Fusion
 
 
 @click.command(cls=MethodCommand, short_help="Fuse a subject and a style into one file.")
@@ -67,7 +67,7 @@ def _write_page(path: str, fusion: Fusion, done: dict[str, Any], quiet: bool) ->
     from .. import load
     from ..pages import write
     from ..pages.fusions import fusion_page
-    from ..retelling import tell
+    from ..pages.retelling import tell
 
     with Progress("looking", quiet=quiet) as progress:
         told = tell(fusion, done, load(done["output"]), progress)
@@ -97,7 +97,7 @@ def _facts(fusion: Fusion, done: dict[str, Any], report: str | None) -> list[tup
 
 def _made_of(fusion: Fusion, done: dict[str, Any]) -> str:
     from ..adapters import LowRank
-    from ..computed import made
+    from ..output.computed import made
     from ..storage import TensorFile
 
     written = (module.written for module in made(fusion).values())

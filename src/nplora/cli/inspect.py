@@ -14,7 +14,7 @@ from .progress import Progress
 from .text import LABEL, as_json, count, facts, paragraph, printable, say, size, some, spread, three
 
 if TYPE_CHECKING:
-    from ..adapter import Adapter
+    from ..reading.adapter import Adapter
 
 KNOWN_FROM = {
     "alpha": "alpha keys", "config": "the config beside it", "metadata": "the header", "scale key": "scale keys",
@@ -59,7 +59,7 @@ def command(
     Base model, format, components, kinds, ranks and how many of them work, effective scales, number types, norms,
     spectra, trigger words, training settings, and what is odd.
     """
-    from ..inspection import describe, sentence
+    from ..analysis.inspection import describe, sentence
 
     paths = expand(adapters)
     if plot is not None and len(paths) != 1:
@@ -111,7 +111,7 @@ def against_base(adapter: Adapter, base: str | None, quiet: bool) -> dict[str, A
     if base is None:
         return {}
     from ..analysis.intruders import find_intruders
-    from ..base import BaseModel
+    from ..reading.base import BaseModel
 
     with Progress("comparing with the base", quiet=quiet) as progress:
         return {"intruders": find_intruders(adapter, BaseModel(base), progress=progress)}
@@ -168,7 +168,7 @@ def _show_many(descriptions: Sequence[dict[str, Any]]) -> None:
 
 
 def _line(description: dict[str, Any]) -> list[str]:
-    from ..inspection import overview
+    from ..analysis.inspection import overview
 
     row = overview(description)
     effective = "-" if row["effective_rank"] is None else f"{row['effective_rank']:.1f}"

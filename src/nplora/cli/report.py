@@ -24,7 +24,7 @@ def command(output: str, adapters: tuple[str, ...], html: str | None, overwrite:
     """
     from ..pages import write
     from ..pages.fusions import fusion_page
-    from ..retelling import retell
+    from ..pages.retelling import retell
 
     path = html or f"{output.rstrip('/')}.html"
     require_free(path, (output, *adapters), overwrite)

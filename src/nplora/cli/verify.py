@@ -13,7 +13,7 @@ from .progress import Progress
 from .text import as_json, count, facts, paragraph, say, some
 
 if TYPE_CHECKING:
-    from ..verify import Verification
+    from ..checking.verify import Verification
 
 NUMERIC = tuple(parameter for parameter in FUSE if parameter not in WRITING)
 SHOWN = 5  # modules over their bound that are named
@@ -43,7 +43,7 @@ def command(
     current folder, and must have the recipe's SHA-256. SUBJECT and STYLE name them elsewhere; options replace what
     the recipe says. Exit status 1 where a module differs by more than correct rounding explains.
     """
-    from ..verify import verify
+    from ..checking.verify import verify
 
     with Progress("verifying", quiet=quiet) as progress:
         result = verify(output, *adapters, method=method, progress=progress, **given(values))

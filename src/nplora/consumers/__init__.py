@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
-from ..adapter import Adapter, Module
 from ..errors import UsageError
 from ..formats import detect
 from ..formats.keys import split
+from ..reading.adapter import Adapter, Module
 
 Effect = Literal["refused", "dropped", "changed"]
 

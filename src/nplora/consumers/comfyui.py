@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..adapter import Adapter
+from ..reading.adapter import Adapter
 from . import SD3, UNETS, Program, Rule, bases
 
 LOGGED = "ComfyUI logs 'lora key not loaded' and goes on"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
+from ..fusion.overlap import Summary, advice, sentence, summarise
+from ..fusion.projection import Overlap
+from ..fusion.protection import priorities
+from ..fusion.roles import roles
 from ..methods import Merge, Method, find_method
-from ..overlap import Summary, advice, sentence, summarise
 from ..parameters import ALLOW_NONFINITE, MU, PAIR_ONLY, Parameter, check_all
-from ..projection import Overlap
-from ..protection import priorities
-from ..roles import roles
 from .injection import inject, inner_model, remove
 from .layers import adapters_of, lora_layers, places_of, require_adapters
 from .stacking import fuse_places

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..fusion.projection import Job, Overlap, batches_of, energies, project, require_finite
 from ..methods import Method
 from ..parameters import attenuation
-from ..projection import Job, Overlap, batches_of, energies, project, require_finite
 from .layers import Held
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import UsageError
-from ..merging import module_seed
+from ..fusion.merging import module_seed
+from ..fusion.projection import Job, Overlap, check_finite
 from ..methods import Merge, Method, Part
-from ..projection import Job, Overlap, check_finite
 from .injection import Factors
 from .layers import Held, Place, Share
 from .moving import Moving, compute, wide
@@ -81,7 +81,7 @@ def _above(role: str, shares: Mapping[str, Share], levels: Mapping[str, int]) ->
 
 
 def together(shares: Sequence[Share], side: str) -> tuple[Held, Held, float]:
-    """One update whose row space (column space with side "output") is that of all; see `nplora.stacks`."""
+    """One update whose row space (column space with side "output") is that of all; see `nplora.reading.stacks`."""
     import torch
 
     if len(shares) == 1:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..projection import Job
+from ..fusion.projection import Job
 from .layers import Held, Share
 from .moving import Moving, compute
 from .stacking import together

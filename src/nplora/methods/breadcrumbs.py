@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..blocks import Blocks
-from ..entries import added, merge_entries, without_extremes
+from ..algebra.blocks import Blocks
+from ..algebra.entries import added, merge_entries, without_extremes
 from ..parameters import DENSITY, RANK, SCALING, SPACE, Parameter
 from . import Part, Product, merge, weighted
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..algebra import Array, namespace
-from ..bases import cores, truncated
+from ..algebra.bases import cores, truncated
 from ..parameters import AGREEING, DENSITY, ELECTION, RANK, SCALING, Parameter
 from . import Merge, Part, Product, merge, weighted
 from .dare import dare

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..blocks import Blocks, keep_by_rank
-from ..entries import added, elected, merge_entries
+from ..algebra.blocks import Blocks, keep_by_rank
+from ..algebra.entries import added, elected, merge_entries
 from ..parameters import AGREEING, DENSITY, ELECTION, RANK, SCALING, SPACE, VARIANT, Parameter
 from . import Part, Product, merge, weighted
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import sqrt
 
 from ..algebra import namespace, transpose
-from ..bases import Factors, stacked
+from ..algebra.bases import Factors, stacked
 from . import Part, Product, merge, weighted
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..algebra import namespace
-from ..bases import spectrum, stacked
+from ..algebra.bases import spectrum, stacked
 from ..parameters import RANK, SCALING
 from . import Part, Product, merge, weighted
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..algebra import Array, namespace, numerical_rank, transpose
-from ..bases import Factors, basis, fixed_signs, stacked, truncated, without_rounding
-from ..blocks import keep, of_matrix
-from ..entries import added, elected, largest
+from ..algebra.bases import Factors, basis, fixed_signs, stacked, truncated, without_rounding
+from ..algebra.blocks import keep, of_matrix
+from ..algebra.entries import added, elected, largest
 from ..parameters import AGREEING, DENSITY, ELECTION, RANK, SCALING, Parameter
 from . import Part, Product, merge, weighted
 

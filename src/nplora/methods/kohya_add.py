@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import copysign, sqrt
 
 from ..algebra import Array
-from ..bases import Factors
+from ..algebra.bases import Factors
 from ..errors import InputError
 from . import Part, Product, merge
 from .peft_linear import require_equal_ranks, stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..bases import stacked
+from ..algebra.bases import stacked
 from . import Part, Product, merge
 from .kohya_add import kohya_scaled
 

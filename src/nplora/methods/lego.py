@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import sqrt
 
 from ..algebra import Array, namespace, transpose
-from ..bases import fixed_signs, spectrum
+from ..algebra.bases import fixed_signs, spectrum
 from ..parameters import RANK
 from . import Part, Product, merge, weighted
 

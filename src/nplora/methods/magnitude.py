@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..blocks import Blocks
-from ..entries import added, largest, merge_entries
+from ..algebra.blocks import Blocks
+from ..algebra.entries import added, largest, merge_entries
 from ..parameters import DENSITY, RANK, SCALING, SPACE
 from . import Part, Product, merge, weighted
 

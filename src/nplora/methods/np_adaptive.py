@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 from ..algebra import transpose
-from ..bases import energy, orthonormal_rows, stacked
+from ..algebra.bases import energy, orthonormal_rows, stacked
 from ..parameters import Parameter, attenuation
 from . import Part, Product, merge, weighted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..algebra import transpose
-from ..bases import energy, orthonormal_rows, spectrum, stacked, truncated
+from ..algebra.bases import energy, orthonormal_rows, spectrum, stacked, truncated
 from ..parameters import MU, attenuation
 from . import Part, Product, merge, weighted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import copysign, sqrt
 
-from ..bases import Factors
+from ..algebra.bases import Factors
 from ..errors import InputError
 from . import Part, Product, merge
 

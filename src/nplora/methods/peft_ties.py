@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..algebra import Array, namespace
-from ..blocks import kth_largest, of_matrix
+from ..algebra.blocks import kth_largest, of_matrix
 from ..parameters import DENSITY, ELECTION
 from . import Part, Product, merge
 from .peft_linear import require_equal_ranks, split, stored

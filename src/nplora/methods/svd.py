@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..bases import stacked, truncated
+from ..algebra.bases import stacked, truncated
 from ..parameters import RANK
 from . import Part, Product, merge, weighted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..algebra import namespace, transpose
-from ..bases import polar, spectrum, truncated
+from ..algebra.bases import polar, spectrum, truncated
 from ..parameters import RANK, SCALING
 from . import Part, Product, merge, weighted
 

@@ -73,7 +73,7 @@ def share(value: float | None) -> Cell:
     >>> share(0.0213)
     Cell(text='2.1 %', value=0.0213)
     """
-    from ..overlap import percent
+    from ..fusion.overlap import percent
 
     return Cell("-") if value is None else Cell(percent(value), value)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..analysis.inspection import overview, sentence
 from ..analysis.intruders import against_parts
-from ..inspection import overview, sentence
 from ..plots import figures
 from . import Page, Section, figure, number, share, table, whole, words
 
@@ -21,7 +21,7 @@ def inspect_page(descriptions: Sequence[Data]) -> Page:
     """The page of one adapter, or of several side by side.
 
     Args:
-        descriptions: from `nplora.inspection.describe`; one that was asked for programs holds their forecasts.
+        descriptions: from `nplora.analysis.inspection.describe`; one that was asked for programs holds their forecasts.
     """
     if len(descriptions) == 1:
         return _one(descriptions[0])

@@ -18,7 +18,7 @@ def fusion_page(report: Data, outcome: Data, pair: Data | None = None) -> Page:
     Args:
         report: from `Fusion.save` or `Fusion.report`.
         outcome: from `nplora.analysis.outcome.outcome`.
-        pair: from `nplora.comparison.compare`, for two inputs.
+        pair: from `nplora.analysis.comparison.compare`, for two inputs.
     """
     name = file_name(str(report.get("output", "A fusion")))
     lead = tuple(text for text in (f"{report['sentence']} {report['advice']}".strip(), _summary(outcome)) if text)

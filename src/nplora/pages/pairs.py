@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
-from ..overlap import percent
+from ..fusion.overlap import percent
 from ..plots import figures
 from . import Page, Section, figure, file_name, number, share, table, whole, words
 
@@ -38,7 +38,7 @@ def compare_page(found: Data) -> Page:
     """The page of a pair.
 
     Args:
-        found: from `nplora.comparison.compare`.
+        found: from `nplora.analysis.comparison.compare`.
     """
     names = [file_name(found[role]) for role in ("subject", "style")]
     return Page(f"{names[0]} and {names[1]}", (f"{found['sentence']} {found['advice']}",), tuple(of_pair(found)))

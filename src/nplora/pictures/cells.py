@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import UsageError
+from ..fusion.options import check_options, numeric_options
+from ..fusion.overlap import kept_strength
 from ..methods import find_method, known_methods
-from ..options import check_options, numeric_options
-from ..overlap import kept_strength
 from ..parameters import MU, SUBJECT_STRENGTH, Parameter
 
 Values = Mapping[str, object]

@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..adapter import Adapter
-from ..fusion import convert, fuse
-from ..loading import load
+from ..fusing import convert, fuse
+from ..reading.adapter import Adapter
+from ..reading.loading import load
 from .axes import Grid, file_title
 from .cells import Cell, Source
 from .mounting import adapter_on

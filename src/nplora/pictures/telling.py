@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..comparison import compare
-from ..loading import load
+from ..analysis.comparison import compare
 from ..parameters import MU
+from ..reading.loading import load
 from .pipelines import Opened, steps_of
 from .rendering import Sheet
 

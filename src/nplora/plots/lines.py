@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..overlap import kept_strength, matched_strength
+from ..fusion.overlap import kept_strength, matched_strength
 from . import COLOURS, CYCLE, SEQUENCE
 from .modules import short
 

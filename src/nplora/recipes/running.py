@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..adapter import Adapter
+from ..checking.recipe import Source, require_source
 from ..errors import NploraError, OutputError
-from ..fusion import Fusion, alone, fuse
-from ..loading import load
-from ..metadata import RECIPE, jsonable
+from ..fusing import Fusion, alone, fuse
+from ..fusion.options import options_of
+from ..fusion.roles import roles
 from ..methods import known_methods
-from ..options import options_of
+from ..output.metadata import RECIPE, jsonable
+from ..output.report import written_values
 from ..parameters import (
     BASE,
     COMPONENTS,
@@ -30,9 +31,8 @@ from ..parameters import (
     WRITING,
     Parameter,
 )  # fmt: skip
-from ..recipe import Source, require_source
-from ..report import written_values
-from ..roles import roles
+from ..reading.adapter import Adapter
+from ..reading.loading import load
 from ..storage import TensorFile
 from ..threads import run_threads
 from .expansion import Single, expand

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import yaml
 
+from ..checking.recipe import read_recipe
 from ..errors import InputError
-from ..metadata import RECIPE
+from ..output.metadata import RECIPE
 from ..parameters import DEVICE, PAIR_ONLY
-from ..recipe import read_recipe
 from ..storage import TensorFile
 from .value import Input, Output, Recipe
 

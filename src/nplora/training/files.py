@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..formats import Format, Written, all_formats
 from ..layouts import Layout, recognise
-from ..naming import target_path
+from ..output.naming import target_path
 from ..storage import WRITABLE, TensorWriter, cast, numpy_dtype
 
 FORMS = ("diffusers", "kohya", "peft")

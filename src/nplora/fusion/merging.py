@@ -1,0 +1,125 @@
+"""Run a merge over all modules: results go to a spool, from where the output is written as from any adapter.
+
+Modules are merged alone, a few at a time, so the memory holds a few modules however large the files are. What a merge
+makes is balanced by powers of two (column k of up and row k of down get norms within a factor 2 of each other), which
+rounds nothing and suits half precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..adapters import LowRank
+from ..errors import InputError
+from ..methods import Part, Product
+from ..storage import Spool, wider
+from ..threads import run_threads
+from .fused import Fused, FusedModule, Measure, Member
+from .pairing import match_key
+from .projection import check_finite
+
+Array = NDArray[np.float64]
+Some = TypeVar("Some", bound=Fused)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A module after its merge: factors ready to be written (None: its one member passes as it is), and what it is."""
+
+    factors: tuple[Array, Array] | None
+    measure: Measure
+
+
+def module_seed(seed: int, name: str) -> int:
+    """A module's own seed: the same whatever stands beside the module, and whatever its file calls it.
+
+    >>> module_seed(0, "transformer.blocks.0.q") == module_seed(0, "unknown.blocks_0_q")
+    True
+    """
+    text = f"{seed}:{':'.join(match_key(name))}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
+
+
+def merge_all(fusion: Some, spool: Spool) -> Some:
+    """The fusion with every module merged.
+
+    Raises:
+        InputError: a number is not finite. OutputError: there is no room for the results.
+    """
+    modules, measures = dict(fusion.modules), {}
+    todo = [module for module in fusion.modules.values() if module.merges]
+    for done, (module, merged) in enumerate(run_threads(merge_module, todo, os.cpu_count() or 1), 1):
+        measures[module.name] = merged.measure
+        modules[module.name] = replace(module, made=_kept(module, merged, spool))
+        if fusion.progress:
+            fusion.progress(done, len(todo))
+    ordered = {name: measures[name] for name in modules if name in measures}
+    return replace(fusion, modules=modules, measures=ordered, progress=None)
+
+
+def merge_module(module: FusedModule) -> Merged:
+    """Merge one module and measure the result.
+
+    Raises:
+        InputError: a number of an input is not finite, or the merge of finite ones is not.
+    """
+    for member in module.members:
+        for matrix in (member.update.up, member.update.down):  # type: ignore[union-attr]
+            check_finite(matrix, module.name)
+    parts = [member.part() for member in module.members]
+    product = module.product_of(parts)
+    if not (np.isfinite(product.up).all() and np.isfinite(product.down).all()):
+        raise InputError(
+            f"the method {module.method.name} gives values that are not finite", key=module.name,
+            hint="Please report this pair of files.",
+        )  # fmt: skip
+    passes = len(parts) == 1 and _is_part(product, parts[0])
+    up, down = (product.up, product.down) if passes else balanced(product.up, product.down)
+    roles = tuple(member.role for member in module.members)
+    measure = Measure(module.name, up.shape[1], float(product.error), roles, gram(parts, up, down))
+    return Merged(None if passes else (up, down), measure)
+
+
+def _is_part(product: Product, part: Part) -> bool:
+    """Whether a merge gave an adapter's factors back as they are, so that its bytes can be copied."""
+    return np.array_equal(product.down, part.down) and np.array_equal(product.up, part.weight * part.up)
+
+
+def balanced(up: Array, down: Array) -> tuple[Array, Array]:
+    """The same product with live ranks only, each column of up about as long as its row of down."""
+    lengths = np.linalg.norm(up, axis=0), np.linalg.norm(down, axis=1)
+    live = (lengths[0] > 0) & (lengths[1] > 0)
+    if not live.any():  # a file holds no factor of rank 0
+        return np.zeros((up.shape[0], 1)), np.zeros((1, down.shape[1]))
+    factor = np.exp2(np.round(np.log2(lengths[1][live] / lengths[0][live]) / 2))
+    return up[:, live] * factor, down[live] / factor[:, None]
+
+
+def gram(parts: Sequence[Part], up: Array, down: Array) -> Array:
+    """Inner products of the parts (at their strengths) and, last, of the result: (k + 1, k + 1)."""
+    ups = [part.weight * part.up for part in parts] + [up]
+    downs = [part.down for part in parts] + [down]
+    products = np.concatenate(ups, axis=1), np.concatenate(downs)
+    entries = (products[0].T @ products[0]) * (products[1] @ products[1].T)
+    edges = np.cumsum([0, *(factor.shape[1] for factor in ups)])[:-1]
+    return np.add.reduceat(np.add.reduceat(entries, edges, axis=0), edges, axis=1)
+
+
+def _kept(module: FusedModule, merged: Merged, spool: Spool) -> tuple[Member, ...]:
+    """What is written: the one member as it is, or the merged factors; they count as the inputs' widest type."""
+    if merged.factors is None:
+        return module.members
+    stored = [m.dtype for one in module.members for m in (one.update.up, one.update.down)]  # type: ignore[union-attr]
+    dtype = wider(stored)
+    number = np.float64 if dtype == "F64" else np.float32
+    up, down = (spool.add(factor.astype(number), dtype, module.name) for factor in merged.factors)
+    first = module.members[0].module
+    update = LowRank(up, down, 1.0, "computed", first.update.kernel)
+    return (Member("merged", replace(first, name=module.name, update=update, stored={}), 1.0),)

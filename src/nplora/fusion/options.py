@@ -1,0 +1,42 @@
+"""Which options a method has, and their checked values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import UsageError
+from ..methods import Merge, Method, known_methods
+from ..parameters import COMMON, PAIR_ONLY, WRITING, Parameter, check_all
+
+
+def options_of(method: Method | Merge, count: int = 2) -> tuple[Parameter, ...]:
+    """Every option of a fusion by this method of so many adapters: the method's first, then the common ones."""
+    common = COMMON if count <= 2 else tuple(parameter for parameter in COMMON if parameter not in PAIR_ONLY)
+    own = {parameter.name for parameter in method.options}  # a merge's rank is also what its result is compressed to
+    return (*method.options, *(parameter for parameter in common if parameter.name not in own))
+
+
+def numeric_options(method: Method | Merge, count: int = 2) -> tuple[Parameter, ...]:
+    """Those on which a result's numbers depend; the rest says how to write or where to compute."""
+    return tuple(parameter for parameter in options_of(method, count) if parameter not in WRITING)
+
+
+def check_options(method: Method | Merge, values: Mapping[str, object], count: int = 2) -> dict[str, object]:
+    """Every option's value: checked where given, its default elsewhere.
+
+    Raises:
+        UsageError: an option that this method has not, or a value out of range.
+
+    >>> from nplora.methods import find_method
+    >>> check_options(find_method("np"), {"mu": 1})["mu"]
+    1.0
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    known = {parameter.name for parameter in options_of(method, count)}
+    strangers = [name for name in given if name not in known]
+    elsewhere = {p.name: p for one in known_methods().values() for p in one.options} if strangers else {}
+    for name in strangers:
+        if name in elsewhere:
+            own = ", ".join(parameter.option for parameter in method.options) or "none of its own"
+            raise UsageError(f"the method {method.name} has no option {elsewhere[name].option}", expected=own)
+    return check_all(options_of(method, count), given)

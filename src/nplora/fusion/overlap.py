@@ -1,0 +1,158 @@
+"""What the overlap of a pair means, in numbers and in a sentence.
+
+rho is the share of the subject's energy that lies in the style's row space. Adapters trained from one seed share
+their down factors: then rho is near 1 and the projection only lowers the subject's strength to 1/(1+mu). From
+different seeds rho is near chance, k/n, and the projection is nearly plain addition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..parameters import attenuation
+from .projection import Overlap
+
+SHARED = 0.9  # public pairs lie above .98 or below .01; nothing was seen between
+NEAR_CHANCE = 3.0  # rho up to this multiple of chance (or below SMALL) counts as unrelated
+SMALL = 0.02
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The overlap of a whole pair: energies summed over modules, never averaged."""
+
+    rho: float
+    chance: float
+    subject: float  # energies
+    style: float
+    modules: int
+
+    @property
+    def regime(self) -> str:
+        """One of "shared", "unrelated", "mixed", or "none" where nothing meets."""
+        if not self.modules or self.subject <= 0 or self.style <= 0:
+            return "none"
+        if self.rho >= SHARED:
+            return "shared"
+        return "unrelated" if self.rho <= max(NEAR_CHANCE * self.chance, SMALL) else "mixed"
+
+
+def summarise(overlaps: Iterable[Overlap]) -> Summary:
+    """The file-level overlap: numerators and denominators are summed over modules."""
+    found = list(overlaps)
+    subject = sum(overlap.subject for overlap in found)
+    inside = sum(min(max(overlap.inside, 0.0), overlap.subject) for overlap in found)
+    chance = sum(overlap.chance * overlap.subject for overlap in found)
+    style = sum(overlap.style for overlap in found)
+    share = subject if subject > 0 else 1.0
+    return Summary(inside / share, chance / share, subject, style, len(found))
+
+
+def kept_strength(mu: float) -> float:
+    """What mu is worth as a plain subject strength where the row spaces are equal: ``1/(1+mu)``."""
+    return 1.0 - attenuation(mu)
+
+
+def matched_strength(rho: float, mu: float) -> float:
+    """The strength at which plain addition keeps as much of the subject's norm: ``sqrt(1 - rho + rho/(1+mu)^2)``.
+
+    >>> matched_strength(1.0, 1.0), matched_strength(0.0, 1.0)
+    (0.5, 1.0)
+    """
+    return math.sqrt(max(1.0 - rho + rho * kept_strength(mu) ** 2, 0.0))
+
+
+def change(rho: float, mu: float) -> float:
+    """How far the projection moves the subject: ``||X - dW_c|| / ||dW_c|| = g sqrt(rho)``."""
+    return attenuation(mu) * math.sqrt(rho)
+
+
+def overlap_sentence(summary: Summary, overlaps: Sequence[Overlap] = (), role: str = "subject") -> str:
+    """The overlap of one adapter with what it meets, in a sentence that holds whatever the method."""
+    who, whose = (f"the {role}", "the style's" if role == "subject" else "the subject's")
+    if role not in ("subject", "style"):
+        who, whose = role, "the protected"
+    found = f"{percent(summary.rho)} overlap, chance is {percent(summary.chance)}"
+    if summary.regime == "none":
+        return "The two adapters have no module in common." if not summary.modules else "One of the two is zero."
+    if summary.regime == "shared":
+        return f"Shared initialisation ({percent(summary.rho)} overlap): {who} lies in {whose} directions."
+    if summary.regime == "unrelated":
+        return f"Unrelated runs ({found}): {who} has next to nothing in {whose} directions."
+    names = ", ".join(overlap.name for overlap in leading(overlaps))
+    return f"Mixed ({found}): {who} lies in part in {whose} directions" + (f", most in {names}." if names else ".")
+
+
+def sentence(
+    summary: Summary, mu: float, overlaps: Sequence[Overlap] = (), role: str = "subject", calibrate: float = 1.0
+) -> str:
+    """What NP-LoRA did to one adapter, in a sentence that a person can act on.
+
+    Args:
+        summary: of the adapter's overlaps. mu: the protection. overlaps: module by module.
+        role: the adapter. calibrate: how far what is left of it was scaled up.
+    """
+    pair = role in ("subject", "style")
+    who = f"the {role}" if pair else role
+    shown = "inf" if math.isinf(mu) else f"{mu:g}"
+    if summary.regime == "none":
+        if not summary.modules:
+            return "The two adapters have no module in common: nothing is projected, the result is plain addition."
+        return "One of the two is zero in every common module: nothing is projected."
+    if summary.regime == "shared":
+        if not math.isinf(mu) and calibrate > 1 and min(1.0, kept_strength(mu) * calibrate) == 1.0:
+            return (
+                f"Shared initialisation ({percent(summary.rho)} overlap): calibration gives back what mu = {shown} "
+                f"takes from {who}; the result is plain addition."
+            )
+        if math.isinf(mu):
+            strength = f"{role} strength" if pair else "strength"
+            return (
+                f"Shared initialisation ({percent(summary.rho)} overlap): mu = inf deletes {who} in the common "
+                f"modules; use a finite mu, or addition with a lower {strength}."
+            )
+        kept = f"{min(1.0, kept_strength(mu) * calibrate):.2f}"
+        strength = f"{role} strength {kept}" if pair else f"strength {kept} of {role}"
+        return (
+            f"Shared initialisation ({percent(summary.rho)} overlap): mu = {shown} acts as {strength}; plain addition "
+            "at that strength gives the same."
+        )
+    found = f"{percent(summary.rho)} overlap, chance is {percent(summary.chance)}"
+    if summary.regime == "unrelated":
+        return (
+            f"Unrelated runs ({found}): mu = {shown} changes {who} by {percent(change(summary.rho, mu))}; the "
+            "result is nearly plain addition."
+        )
+    norm = percent(min(1.0, matched_strength(summary.rho, mu) * calibrate))
+    text = f"Mixed ({found}): mu = {shown} keeps {norm} of {who}'s norm"
+    most = leading(overlaps)
+    return f"{text}; it acts most in {', '.join(overlap.name for overlap in most)}." if most else text + "."
+
+
+def advice(summary: Summary) -> str:
+    """What to do with mu, given the regime."""
+    if summary.regime == "shared":
+        return "mu is only a subject strength here: choose it by eye between 0 and 1, and keep away from inf."
+    if summary.regime == "unrelated":
+        return "mu hardly matters here: set the balance with --subject-strength and --style-strength."
+    if summary.regime == "mixed":
+        return "mu acts in some modules only: the table shows where; 0.5 is a sensible start."
+    return "There is nothing to project: use the strengths."
+
+
+def leading(overlaps: Sequence[Overlap], count: int = 3) -> list[Overlap]:
+    """The modules in which most of the subject's energy lies inside the style's directions."""
+    ranked = sorted(overlaps, key=lambda overlap: -overlap.inside)
+    return [overlap for overlap in ranked[:count] if overlap.inside > 0]
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with the digits that matter.
+
+    >>> percent(0.5), percent(0.0213), percent(0.00041)
+    ('50 %', '2.1 %', '0.041 %')
+    """
+    number = 100 * share
+    return f"{number:.0f} %" if number >= 10 else f"{number:.2g} %"
