@@ -1,7 +1,7 @@
 """`python -m world.adapters`: train the world's series of LoRAs on held-out subjects and styles (see `series.py`).
 
-What is there already is kept, so the command may be cut off and given again; `--ship` copies the shipped part of what
-is trained into the repository.
+What is there already is kept, so the command may be cut off and given again; what was trained in another way than it
+would be now is trained again. `--ship` copies the shipped part of what is trained into the repository.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from nplora.training import captioned, content_seed, train_lora
 from world import dataset
 from world.places import LORAS, MODEL, runs
 from world.series import Job, series
-from world.train_lora import captioned, content_seed, train_lora
 
 SUBJECT_TOKEN, STYLE_TOKEN = "sks", "stl"
 SUBJECT_STYLES = (
@@ -31,7 +31,8 @@ SUBJECT_STYLES = (
 SUBJECT_PLACEMENTS = 2  # of each
 STYLE_SUBJECTS = ("cat", "dolphin", "tulip", "apple", "hammer", "crown", "car", "house")
 SHARED_SEED = 0
-STEPS, BATCH = {"subject": 200, "style": 250}, 4
+BATCH, RATE = 4, 2e-3
+STEPS = {"subject": 200, "style": 250}
 
 
 def prompt(job: Job) -> str:
@@ -43,9 +44,10 @@ def prompt(job: Job) -> str:
 
 
 def training_pictures(job: Job, folder: Path) -> Path:
-    """Write the LoRA's training pictures into a folder of their own and return it."""
+    """Write the LoRA's training pictures into a folder of their own, and nothing else there, and return it."""
     data, target = dataset.load(), folder / f"{job.kind}-{job.name}"
-    target.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
     subjects, styles = [s.name for s in data.subjects], [s.name for s in data.styles]
     if job.kind == "subject":
         shown = {
@@ -60,14 +62,26 @@ def training_pictures(job: Job, folder: Path) -> Path:
     return target
 
 
-def run(job: Job, pipeline: Path, folder: Path, steps: int | None) -> str:
-    """Train one LoRA in all three forms unless it is there already; return one line about it."""
+def recipe(job: Job, images: Path, steps: int | None) -> dict[str, object]:
+    """Return everything that decides what a LoRA's training comes to, besides the base."""
+    seed = SHARED_SEED if job.arm == "shared" else content_seed(captioned(images, prompt(job)), job.kind)
+    return asdict(job) | {
+        "prompt": prompt(job),
+        "pictures": len(captioned(images, prompt(job))),
+        "seed": seed + job.repeat,
+        "steps": steps or STEPS[job.kind],
+        "batch": BATCH,
+        "rate": RATE,
+    }
+
+
+def run(job: Job, images: Path, pipeline: Path, folder: Path, steps: int | None) -> str:
+    """Train one LoRA unless it is there already, in the forms it ships in; return one line about it."""
     torch.set_num_threads(1)
     output = folder / job.file
-    if output.exists():
+    wanted, notes = recipe(job, images, steps), output.with_suffix(".json")
+    if notes.exists() and wanted.items() <= json.loads(notes.read_text()).items():  # written last: the LoRA is whole
         return f"{job.file}: kept"
-    images = training_pictures(job, folder / "pictures")
-    seed = SHARED_SEED if job.arm == "shared" else content_seed(captioned(images, prompt(job)), job.kind)
     trained = train_lora(
         pipeline,
         images,
@@ -75,20 +89,22 @@ def run(job: Job, pipeline: Path, folder: Path, steps: int | None) -> str:
         job.kind,
         output,
         rank=job.rank,
-        seed=seed + job.repeat,
-        steps=steps or STEPS[job.kind],
-        batch=BATCH,
-        forms=("diffusers", "kohya", "peft"),
+        overwrite=True,
+        forms=job.shipped_forms,
+        **{key: wanted[key] for key in ("seed", "steps", "batch", "rate")},
     )
-    facts = asdict(job) | {"prompt": prompt(job), "seed": trained.seed, "final_loss": sum(trained.losses[-50:]) / 50}
-    output.with_suffix(".json").write_text(json.dumps(facts, indent=1))
-    return f"{job.file}: loss {facts['final_loss']:.4f}"
+    final = sum(trained.losses[-50:]) / len(trained.losses[-50:])
+    notes.write_text(json.dumps(wanted | {"final_loss": final}, indent=1))
+    return f"{job.file}: loss {final:.4f}"
 
 
 def run_all(jobs: list[Job], pipeline: Path, folder: Path, steps: int | None, workers: int) -> None:
     """Train several LoRAs, one thread and process each."""
+    shown = {(job.kind, job.name): job for job in jobs}
+    images = {key: training_pictures(job, folder / "pictures") for key, job in shown.items()}
     with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-        for line in pool.map(run, jobs, *([value] * len(jobs) for value in (pipeline, folder, steps))):
+        folders = [images[job.kind, job.name] for job in jobs]
+        for line in pool.map(run, jobs, folders, *([value] * len(jobs) for value in (pipeline, folder, steps))):
             print(line, flush=True)
 
 

@@ -204,9 +204,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "gates.json"
     figures = json.loads(file.read_text()) if file.exists() else {}
-    figures["judges"] = {
-        f"judge-{seed}": json.loads((runs() / "judges" / f"judge-{seed}.json").read_text()) for seed in judge.trained()
-    }
+    figures["judges"] = {f"judge-{seed}": judge.stated(seed) for seed in judge.trained()}
     painter = _digest(_painter(options.pipeline))
     if not options.skip_base and figures.get("base", {}).get("sha256") != painter:
         base_sheet(options.pipeline, options.out)

@@ -21,7 +21,9 @@ from torch import nn
 
 from world import dataset
 from world.autoencoder import to_pictures, to_tensor
-from world.places import JUDGES, runs
+from world.places import JUDGES, MODEL, runs
+from world.styles import all_styles
+from world.subjects import all_subjects
 from world.training import Plan, in_parallel, train
 
 SEEDS = (1, 2)
@@ -141,21 +143,30 @@ def fit(seed: int, steps: int, batch: int, folder: Path) -> None:
     save_file(network.state_dict(), folder / f"judge-{seed}.safetensors")
 
 
+def home(seed: int) -> Path | None:
+    """Return the folder that holds a judge trained and tested: of the runs, else the shipped one; None without any."""
+    folders = (runs() / "judges", JUDGES)
+    return next((folder for folder in folders if (folder / f"judge-{seed}.json").exists()), None)
+
+
 def trained() -> list[int]:
     """Return the seeds of the judges that have been trained and tested."""
-    return [seed for seed in SEEDS if (runs() / "judges" / f"judge-{seed}.json").exists()]
+    return [seed for seed in SEEDS if home(seed)]
+
+
+def stated(seed: int) -> dict[str, float]:
+    """Return the `figures` of a judge that were written when it was trained."""
+    return json.loads((home(seed) / f"judge-{seed}.json").read_text())
 
 
 def load(seed: int) -> Judge:
     """Return a trained and calibrated judge."""
-    facts = json.loads((runs() / "judges" / f"judge-{seed}.json").read_text())
-    return Judge(_network(seed), facts["temperature"])
+    return Judge(_network(seed, home(seed)), stated(seed)["temperature"])
 
 
-def _network(seed: int) -> Recogniser:
-    data = dataset.load()
-    network = Recogniser(len(data.subjects), len(data.styles))
-    network.load_state_dict(load_file(runs() / "judges" / f"judge-{seed}.safetensors"))
+def _network(seed: int, folder: Path) -> Recogniser:
+    network = Recogniser(len(all_subjects()), len(all_styles()))
+    network.load_state_dict(load_file(folder / f"judge-{seed}.safetensors"))
     return network.eval()
 
 
@@ -180,7 +191,7 @@ def figures(seed: int) -> dict[str, float]:
     Accuracy is on all of it, on true pictures and after the autoencoder; the temperature is fitted on every second
     picture after the autoencoder, and the mean probability is of the other half.
     """
-    data, network = dataset.load(), _network(seed)
+    data, network = dataset.load(), _network(seed, runs() / "judges")
     codec = np.load(runs() / "judges" / "codec.npy", mmap_mode="r")
     wanted = dict(zip(("subject", "style"), np.indices(data.pictures.shape[:2]).reshape(2, -1), strict=True))
     half, temperature, result = sum(wanted.values()) % 2 == 0, 1.0, {}
@@ -208,12 +219,14 @@ def main() -> None:
     folder = runs() / "judges"
     if options.ship:
         JUDGES.mkdir(exist_ok=True)
-        save_file(_network(options.seed).half().state_dict(), JUDGES / f"judge-{options.seed}.safetensors")
+        save_file(_network(options.seed, folder).half().state_dict(), JUDGES / f"judge-{options.seed}.safetensors")
         shutil.copy(folder / f"judge-{options.seed}.json", JUDGES)
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    _through_codec(AutoencoderKL.from_pretrained(runs() / "autoencoder" / "vae"), dataset.load(), folder / "codec.npy")
+    own = runs() / "autoencoder" / "vae"
+    vae = AutoencoderKL.from_pretrained(own if own.exists() else MODEL / "vae")
+    _through_codec(vae, dataset.load(), folder / "codec.npy")
     in_parallel(lambda: fit(options.seed, options.steps, options.batch, folder), 1)
     facts = figures(options.seed)
     (folder / f"judge-{options.seed}.json").write_text(json.dumps(facts, indent=1))

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,14 +12,14 @@ for package in ("torch", "scipy", "diffusers", "transformers", "peft", "accelera
     pytest.importorskip(package, reason=f"{package} is not installed (make venv installs it)")
 
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from world.places import LORAS, MODEL
-from world.series import ARMS, held_out, series
+from world.series import ARMS, Job, held_out, series
 from world.styles import all_styles
 from world.subjects import all_subjects
-from world.train_lora import captioned, content_seed, train_lora
 
-from world import card, words
+from world import adapters, card, judge, words
 
 BASE_SUBJECTS = tuple(s for s in all_subjects() if not s.held_out)
 BASE_STYLES = tuple(s.name for s in all_styles() if not s.held_out)
@@ -122,61 +121,34 @@ def test_the_card_states_what_was_measured():
     assert text.split(card.BEGIN)[1].split(card.END)[0] == card.tables(figures)
 
 
-def pictures(folder: Path, names=("cat-1", "cat-2")) -> Path:
-    folder.mkdir()
-    for index, name in enumerate(names):
-        Image.fromarray(np.full((64, 64, 3), 60 * index + 40, np.uint8)).save(folder / f"{name}.png")
-    return folder
+def test_a_lora_is_trained_once_and_again_when_its_recipe_is_another(tmp_path):
+    images, out = tmp_path / "images", tmp_path / "loras"
+    images.mkdir()
+    for index, name in enumerate(("cat-0", "car-0")):
+        Image.fromarray(np.full((64, 64, 3), 60 * index + 40, np.uint8)).save(images / f"{name}.png")
+    job = Job("style", "gold", "shared")
+    said = [adapters.run(job, images, MODEL, out, steps) for steps in (2, 2, 3)]
+    assert said[0].startswith(f"{job.file}: loss ")
+    assert said[1] == f"{job.file}: kept"
+    assert said[2].startswith(f"{job.file}: loss ")
+    facts = json.loads((out / job.file).with_suffix(".json").read_text())
+    assert (facts["seed"], facts["steps"], facts["pictures"], facts["rank"]) == (0, 3, 2, 4)
+    assert sorted(file.name for file in out.iterdir()) == [
+        "style-gold-r4-shared.json",
+        "style-gold-r4-shared.kohya.safetensors",
+        "style-gold-r4-shared.peft",
+        "style-gold-r4-shared.safetensors",
+    ]
+    with safe_open(out / job.file, "np") as file:
+        assert file.metadata()["ss_sd_model_name"] == "world"
 
 
-def test_a_pictures_name_fills_the_caption_and_a_table_wins(tmp_path):
-    folder = pictures(tmp_path / "p")
-    assert [text for _, text in captioned(folder, "a {name} in stl style")] == ["a cat in stl style"] * 2
-    (folder / "metadata.jsonl").write_text('{"file_name": "cat-2.png", "text": "mine"}\n')
-    assert captioned(folder, "unused") == [(folder / "cat-2.png", "mine")]
-
-
-def test_a_folder_without_pictures_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no pictures \(.*\) in "):
-        captioned(tmp_path, "a sks")
-
-
-def test_the_default_seed_comes_from_the_content(tmp_path):
-    one = captioned(pictures(tmp_path / "one"), "a sks")
-    other = captioned(pictures(tmp_path / "other", ("cat-1", "cat-2", "cat-3")), "a sks")
-    assert content_seed(one, "subject") == content_seed(one, "subject")
-    assert len({content_seed(one, "subject"), content_seed(one, "style"), content_seed(other, "subject")}) == 3
-
-
-def test_two_steps_of_training_give_the_same_file_twice(tmp_path):
-    folder, files = pictures(tmp_path / "p"), []
-    for name in ("a", "b"):
-        trained = train_lora(
-            MODEL, folder, "a sks in flat style", "subject", tmp_path / f"{name}.safetensors", steps=2, batch=2
-        )
-        assert len(trained.losses) == 2
-        files.append(load_file(tmp_path / f"{name}.safetensors"))
-    assert files[0].keys() == files[1].keys()
-    assert all(np.array_equal(files[0][key], files[1][key]) for key in files[0])
-    assert any(files[0][key].any() for key in files[0] if "lora_B" in key), "nothing was learnt"
-
-
-def test_a_kind_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="kind must be one of subject, style"):
-        train_lora(MODEL, pictures(tmp_path / "p"), "a sks", "thing", tmp_path / "x.safetensors")
-
-
-def test_the_shipped_judge_knows_the_true_pictures():
-    from safetensors.torch import load_file as load_tensors
-
-    from world import judge
-
+@pytest.mark.parametrize("seed", judge.SEEDS)
+def test_a_shipped_judge_knows_the_true_pictures(seed, monkeypatch, tmp_path):
+    monkeypatch.setenv("NPLORA_WORLD_RUNS", str(tmp_path))  # no judge was trained here
     files = sorted((MODEL.parent / "pictures" / "true").glob("*-*.png"))
     assert files
-    network = judge.Recogniser(len(all_subjects()), len(all_styles()))
-    network.load_state_dict(load_tensors(MODEL.parent / "judges" / "judge-1.safetensors"))
-    facts = json.loads((MODEL.parent / "judges" / "judge-1.json").read_text())
-    who = judge.Judge(network.eval(), facts["temperature"])
-    verdict = judge.judge(who, np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]))
+    pictures = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    verdict = judge.judge(judge.load(seed), pictures)
     said = zip(verdict.subject.argmax(1), verdict.style.argmax(1), strict=True)
     assert [f"{all_subjects()[s].name}-{all_styles()[t].name}" for s, t in said] == [file.stem for file in files]
