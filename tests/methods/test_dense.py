@@ -43,7 +43,7 @@ def well_posed(xs: list[np.ndarray]) -> bool:
     """KnOTS of these has one answer: no singular values coincide, nor magnitudes among what is trimmed."""
     _, s, vt = np.linalg.svd(np.hstack(xs), full_matrices=False)
     k = int(np.sum(s > 1e-10 * s[0]))
-    return apart(s, 1e-4) and all(apart(v, 1e-9) for v in np.split(vt[:k], len(xs), axis=1))
+    return apart(s, 1e-4) and all(apart(v, 1e-9) for v in np.split(s[:k, None] * vt[:k], len(xs), axis=1))
 
 
 def well_posed_core(parts: list[Part]) -> bool:

@@ -27,8 +27,8 @@ def iso_cts(
 ) -> Product:
     """The sum's leading directions, and each update's own in what they leave of it, orthogonal and equally strong.
 
-    The common space gets ``R - K floor((1 - common) R / K)`` of the sum's R directions, each of the K updates an equal
-    share of the rest.
+    Of the sum's R directions each of the K updates gets ``(R - floor(common R)) / K``, rounded as in the authors' code
+    (to even), and the common space the rest.
 
     >>> import numpy as np
     >>> found = iso_cts([Part(np.diag([1.0, 3.0]), np.eye(2))])
@@ -36,10 +36,12 @@ def iso_cts(
     array([[2., 0.],
            [0., 2.]])
     """
-    factors = [pair for pair in weighted(parts) if energy(*pair) > 0] or weighted(parts)[:1]
+    factors = [pair for pair in weighted(parts) if energy(*pair) > 0]
+    if not factors:  # no direction at all
+        return Product(*truncated(*weighted(parts)[0], rank))
     whole = spectrum(*stacked(factors))
     xp, R = namespace(whole.s), whole.s.shape[0]
-    own = int((1 - common) * R / len(factors) + 1e-9)
+    own = own_directions(R, len(factors), common)
     kept = R - own * len(factors)
     left, right, s = whole.U[:, :kept], whole.V[:, :kept], [whole.s[:kept]]
     us, vs = [left], [right]
@@ -51,3 +53,12 @@ def iso_cts(
         s.append(rest.s[:count])
     U, V = (polar(xp.concat(columns, axis=1)) for columns in (us, vs))
     return Product(*truncated(scaling * xp.mean(xp.concat(s)) * U, transpose(V), rank))
+
+
+def own_directions(R: int, count: int, common: float) -> int:
+    """How many directions each of `count` updates gets of R.
+
+    >>> own_directions(8, 2, 0.8), own_directions(8, 3, 0.8), own_directions(8, 2, 1.0), own_directions(5, 2, 0.0)
+    (1, 1, 0, 2)
+    """
+    return min(round((R - int(common * R + 1e-9)) / count), R // count)

@@ -12,14 +12,17 @@ from ..algebra.entries import added, elected, largest
 from ..parameters import AGREEING, DENSITY, ELECTION, RANK, SCALING, Parameter
 from . import Part, Product, merge, weighted
 
-INNER = Parameter("inner", "choice", "ties", "How the aligned updates are merged.", choices=("ties", "dare", "linear"))
+INNER = Parameter(
+    "inner", "choice", "ties", "How the aligned updates are merged; dare elects signs, as in the paper (DARE-TIES).",
+    choices=("ties", "dare", "linear"),
+)  # fmt: skip
 
 
 @merge(
     "knots",
     title="KnOTS",
     reference="arXiv 2410.19735, Section 4",
-    formula="[dW_1 .. dW_K] = U S [V_1^T .. V_K^T]; V^T = inner(V_1^T, .., V_K^T); D = scaling * U S V^T",
+    formula="[w_1 dW_1 .. w_K dW_K] = U S [V_1^T .. V_K^T]; D = scaling * U inner(S V_1^T, .., S V_K^T)",
     guarantee="exact from the factors: nothing of the weights' size is formed; linear is the exact sum",
     parameters=(INNER, replace(DENSITY, default=0.2), ELECTION, AGREEING, SCALING, RANK),
 )
@@ -34,8 +37,11 @@ def knots(
     scaling: float = 1.0,
     rank: int | None = None,
 ) -> Product:
-    """Merge the ``V_i^T`` (R, n) of the updates' common SVD, entry by entry, and put U and S back."""
-    US, aligned = align(weighted(parts))
+    """Merge the ``S V_i^T`` (R, n) of the updates' common SVD, entry by entry, and put U back.
+
+    The singular values stand on the right, as in the authors' code: what is trimmed is what adds least to the update.
+    """
+    left, aligned = align(weighted(parts))
     sources = [of_matrix(matrix) for matrix in aligned]
     if inner == "ties":
         merged = elected([largest(source, density) for source in sources], election, agreeing)
@@ -44,12 +50,12 @@ def knots(
         merged = elected(kept, election, agreeing)
     else:
         merged = added(sources)
-    up, down = scaling * US, merged.whole()
+    up, down = left, scaling * merged.whole()
     return Product(up, down) if rank is None else Product(*truncated(up, down, rank))
 
 
 def align(factors: Sequence[Factors]) -> tuple[Array, list[Array]]:
-    """``U diag(S)`` (out, R) and each ``V_i^T`` (R, n) of ``[dW_1 .. dW_K] = U S [V_1^T .. V_K^T]``, from factors.
+    """``U`` (out, R) and each ``S V_i^T`` (R, n) of ``[dW_1 .. dW_K] = U S [V_1^T .. V_K^T]``, from factors.
 
     With ``[B_1 .. B_K] = Q_b R_b`` and ``A_i^T = Q_i R_i`` it is the SVD of ``R_b blkdiag(R_1^T .. R_K^T)``.
     """
@@ -62,10 +68,9 @@ def align(factors: Sequence[Factors]) -> tuple[Array, list[Array]]:
     u, s, vt = xp.linalg.svd(xp.concat(blocks, axis=1), full_matrices=False)
     k = max(1, numerical_rank(s, (factors[0][0].shape[0], sum(down.shape[1] for _, down in factors))))
     u, vt = fixed_signs(u[:, :k], vt[:k, :])
-    noise = s[0] / xp.where(s[:k] > 0, s[:k], xp.ones_like(s[:k]))[:, None]
     aligned, start = [], 0
     for right in rights:
-        coordinates = without_rounding(vt[:, start : start + right.R.shape[0]], noise)
+        coordinates = without_rounding(s[:k, None] * vt[:, start : start + right.R.shape[0]], s[0])
         aligned.append(transpose(right.lift(transpose(coordinates))))
         start += right.R.shape[0]
-    return left.lift(u * s[None, :k]), aligned
+    return left.lift(u), aligned
