@@ -29,6 +29,8 @@ def elect(xs: Matrices, election: str = "total", agreeing: str = "mean") -> np.n
 
 
 def drop(xs: Matrices, density: float, seed: int) -> list[np.ndarray]:
+    if density == 0:
+        return [np.zeros_like(x) for x in xs]
     level = max(1, round(density * LEVELS))
     masks = [draw((seed, index), 0, *x.shape) < level for index, x in enumerate(xs)]
     return [x * mask * LEVELS / level for x, mask in zip(xs, masks, strict=True)]
@@ -71,6 +73,8 @@ def della(
 ) -> np.ndarray:
     kept = []
     for index, x in enumerate(xs):
+        if density == 0:
+            return np.zeros_like(x)
         out, width = x.shape
         ranks = np.argsort(np.argsort(np.abs(x), axis=1), axis=1)
         p = density - epsilon + 2 * epsilon * ranks / (width - 1) if width > 1 else np.full(x.shape, density)
@@ -116,7 +120,7 @@ def iso_cts(xs: Matrices, seed: int, common: float = 0.8) -> np.ndarray:
     total = sum(xs)
     u, s, vt = np.linalg.svd(total, full_matrices=False)
     R = max(1, rank_of(s, total.shape, sum(np.linalg.norm(x) for x in xs)))
-    own = int((1 - common) * R / len(xs) + 1e-9)
+    own = min(round((R - int(common * R + 1e-9)) / len(xs)), R // len(xs))
     kept = R - own * len(xs)
     us, ss, vs = [u[:, :kept]], [s[:kept]], [vt[:kept].T]
     for x in xs:
@@ -182,10 +186,11 @@ def knots(xs: Matrices, seed: int, inner: str = "ties", **values) -> np.ndarray:
     side = np.hstack(xs)
     u, s, vt = np.linalg.svd(side, full_matrices=False)
     k = max(1, rank_of(s, side.shape))
-    vs = [np.where(np.abs(v) > 1e-12, v, 0.0) for v in np.split(vt[:k], len(xs), axis=1)]  # rounding must not vote
+    sV = s[:k, None] * vt[:k]
+    vs = [np.where(np.abs(v) > 1e-12 * s[0], v, 0.0) for v in np.split(sV, len(xs), axis=1)]  # rounding must not vote
     if inner == "dare":
         values["variant"] = "ties"
-    return u[:, :k] * s[:k] @ {"ties": ties, "dare": dare, "linear": linear}[inner](vs, seed, **values)
+    return u[:, :k] @ {"ties": ties, "dare": dare, "linear": linear}[inner](vs, seed, **values)
 
 
 def in_core(parts: Sequence[Part], rule: Callable[..., np.ndarray], seed: int, **values) -> np.ndarray:
@@ -213,7 +218,7 @@ REFERENCES: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, object]]]]
             {"density": 0.0},
         ],
     ),
-    "dare": (dare, [{"density": 0.3}, {"density": 0.6, "variant": "ties"}, {"density": 1.0}]),
+    "dare": (dare, [{"density": 0.3}, {"density": 0.6, "variant": "ties"}, {"density": 1.0}, {"density": 0.0}]),
     "tsv": (tsv, [{}]),
     "iso-c": (iso_c, [{}]),
     "magnitude": (magnitude, [{}, {"density": 1.0}]),
@@ -221,7 +226,7 @@ REFERENCES: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, object]]]]
         breadcrumbs,
         [{"density": 0.5, "outliers": 0.1}, {"outliers": 0.0}, {"density": 1.0, "outliers": 1.0}],
     ),
-    "della": (della, [{}, {"variant": "linear", "density": 0.9, "epsilon": 0.3}]),
+    "della": (della, [{}, {"variant": "linear", "density": 0.9, "epsilon": 0.3}, {"density": 0.0}]),
     "iso-cts": (iso_cts, [{"common": 0.5}, {"common": 1.0}]),
     "do-merging": (do_merging, [{}]),
     "np-bilateral": (np_bilateral, [{}, {"mu": np.inf}, {"mu": 0.0}]),

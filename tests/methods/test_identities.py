@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from methods.updates import EXACT, dense, distance, live, merged, of, orthogonal, part, regauged, run, several
+from nplora.errors import UsageError
 from nplora.methods import Part
 
 EXACT_SUMS = [
@@ -125,6 +126,13 @@ def test_iso_cts_takes_the_updates_in_any_order(parts):
     assert distance(merged("iso-cts", parts[::-1], common=0.4), merged("iso-cts", parts, common=0.4), parts) < 1e-7
 
 
+def test_iso_cts_of_two_adapters_of_rank_4_gives_each_a_direction_of_its_own():
+    rng = np.random.default_rng(1)
+    parts = [part(rng, 20, 30, 4) for _ in range(2)]
+    assert distance(merged("iso-cts", parts), merged("iso-c", parts)) > 0.1
+    assert distance(merged("iso-cts", parts[:1], common=1.0), merged("iso-c", parts[:1])) < 1e-8
+
+
 # ------------------------------------------------------------------------------------------ DO-Merging
 
 
@@ -163,6 +171,23 @@ def test_lego_depends_on_updates_not_on_factors_and_has_the_rank_asked_for(seed,
     assert run("lego", parts, rank=rank).down.shape[0] == rank
 
 
+@given(st.integers(0, 99))
+def test_lego_with_a_cluster_for_each_unit_is_the_sum_of_partly_equal_updates_too(seed):
+    one, two = random_parts(seed)
+    assert distance(merged("lego", [one, two, one], rank=7), 2 * dense(one) + dense(two)) < 1e-8
+
+
+@given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 9))
+def test_every_unit_is_in_one_cluster_and_no_cluster_is_empty(seed, R, k):
+    from nplora.methods.lego import _centroids
+
+    F = np.random.default_rng(seed).standard_normal((4, R))
+    F[:, R // 2] = F[:, 0]
+    members = _centroids(F.T @ F, min(k, R)) != 0
+    assert np.all(members.sum(axis=1) == 1)
+    assert np.all(members.any(axis=0))
+
+
 # ------------------------------------------------------------------------------------------ pruning
 
 
@@ -185,7 +210,25 @@ def test_the_mean_over_seeds_of_della_is_the_sum():
     assert np.all(np.abs(np.mean(found, axis=0) - sum(map(dense, parts))) < 5 * spread + 1e-12)
 
 
+@pytest.mark.parametrize(("density", "epsilon"), [(0.1, 0.15), (0.15, 0.15)])
+def test_della_refuses_a_probability_that_is_not_above_0(density, epsilon):
+    with pytest.raises(UsageError) as caught:
+        merged("della", random_parts(1), density=density, epsilon=epsilon)
+    assert str(caught.value) == (
+        "DELLA keeps a row's smallest entries with the probability density - epsilon = "
+        f"{density - epsilon:g}: expected more than 0. Lower --epsilon or raise --density."
+    )
+
+
 # ------------------------------------------------------------------------------------------ KnOTS and Core Space
+
+
+def test_knots_trims_what_adds_least_to_the_update():
+    """Singular values count: of a strong and of a weak direction, only entries of the strong one are left."""
+    row = np.array([[1.0, -1.0] * 4])
+    strong, weak = (np.eye(6)[:, :1], np.ones((1, 8)) * 100), (np.eye(6)[:, 1:2], 3 * row)
+    both = Part(np.hstack([strong[0], weak[0]]), np.vstack([strong[1], weak[1]]))
+    assert np.allclose(merged("knots", [both], density=0.5)[:2], [[100] * 8, [0] * 8])
 
 
 @given(several())
@@ -210,9 +253,9 @@ def test_cores_lose_nothing(parts):
 def test_the_aligned_updates_of_knots_multiply_back(parts):
     from nplora.methods.knots import align
 
-    US, aligned = align([(one.up, one.down) for one in parts])
-    for one, V in zip(parts, aligned, strict=True):
-        assert distance(US @ V, one.up @ one.down, parts) < EXACT
+    U, aligned = align([(one.up, one.down) for one in parts])
+    for one, SV in zip(parts, aligned, strict=True):
+        assert distance(U @ SV, one.up @ one.down, parts) < EXACT
 
 
 @given(st.integers(0, 99))

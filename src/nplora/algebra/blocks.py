@@ -206,12 +206,14 @@ def keep(source: Blocks, probability: float, key: tuple[int, ...]) -> Blocks:
 
     Args:
         source: any matrix.
-        probability: above 0; rounded to a multiple of 2^-16, by which kept entries are divided.
+        probability: rounded to a multiple of 2^-16, by which kept entries are divided; of 0 nothing is kept.
         key: what the choice depends on, together with the entry's place; not on how the matrix is read.
     """
     xp, level = namespace(source.like), max(1, round(probability * LEVELS))
     if level == LEVELS:
         return source
+    if probability == 0:
+        return combined([source], lambda blocks: xp.zeros_like(blocks[0]))
 
     def read(start: int, stop: int) -> Array:
         chosen = xp.asarray(draw(key, start, stop, source.shape[1]) < level, device=source.like.device)

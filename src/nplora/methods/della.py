@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..algebra.blocks import Blocks, keep_by_rank
-from ..algebra.entries import added, elected, merge_entries
+from ..algebra.entries import added, elected, largest, merge_entries
+from ..errors import UsageError
 from ..parameters import AGREEING, DENSITY, ELECTION, RANK, SCALING, SPACE, VARIANT, Parameter
 from . import Part, Product, merge, weighted
 
 EPSILON = Parameter(
     "epsilon", "number", 0.15,
-    "Half the range of the keeping probability in a row: from density - epsilon to density + epsilon.",
+    "Half the range of the keeping probability in a row: from density - epsilon (above 0) to density + epsilon.",
     low=0.0, high=0.5,
 )  # fmt: skip
 
@@ -49,10 +50,20 @@ def della(
 ) -> Product:
     """Keep each entry with a probability that grows with its magnitude's rank in its row, divide by it, and join.
 
-    Probabilities are clipped to between 2^-16 and 1.
+    Probabilities above 1 are 1. A density of 0 keeps nothing.
+
+    Raises:
+        UsageError: the smallest probability is not above 0; what is kept could not be divided by it.
     """
+    if density and density <= epsilon:
+        raise UsageError(
+            f"DELLA keeps a row's smallest entries with the probability density - epsilon = {density - epsilon:g}",
+            expected="more than 0", hint="Lower --epsilon or raise --density.",
+        )  # fmt: skip
 
     def rule(sources: Sequence[Blocks]) -> Blocks:
+        if density == 0:
+            return added([largest(x, 0.0) for x in sources])
         kept = [keep_by_rank(x, density, epsilon, (seed, index)) for index, x in enumerate(sources)]
         return added(kept, scaling) if variant == "linear" else elected(kept, election, agreeing, scaling)
 

@@ -78,11 +78,22 @@ def _centroids(G: Array, k: int) -> Array:
 
 
 def _assigned(G: Array, M: Array) -> Array:
-    """The mean of the units that are nearest to each centroid up to sign; a centroid without any stays as it is."""
+    """The mean of the units that are nearest to each centroid up to sign."""
     xp, products = namespace(G), G @ M
-    nearest = xp.argmin(xp.sum(M * products, axis=0)[None, :] - 2 * abs(products), axis=1)
+    square = xp.linalg.diagonal(G)
+    distances = square[:, None] + xp.sum(M * products, axis=0)[None, :] - 2 * abs(products)
+    nearest = _all_used(xp.argmin(distances, axis=1), xp.min(distances, axis=1), M.shape[1])
     one = xp.astype(nearest[:, None] == xp.arange(M.shape[1], device=G.device)[None, :], G.dtype)
-    tiny = 1e-9 * xp.sum(xp.linalg.diagonal(G))  # units of one update are orthogonal: rounding must not turn them
+    tiny = 1e-9 * xp.sum(square)  # units of one update are orthogonal: rounding must not turn them
     signs = xp.where(products < -tiny, -xp.ones_like(products), xp.ones_like(products))
-    count = xp.sum(one, axis=0)[None, :]
-    return xp.where(count > 0, one * signs / xp.maximum(count, xp.ones_like(count)), M)
+    return one * signs / xp.sum(one, axis=0)[None, :]
+
+
+def _all_used(nearest: Array, distances: Array, k: int) -> Array:
+    """The clusters (R,) of the units; one without any takes the unit that is farthest from its own centroid."""
+    xp, clusters = namespace(nearest), [int(cluster) for cluster in nearest]
+    farthest = [int(unit) for unit in xp.argsort(-distances)]
+    for empty in set(range(k)) - set(clusters):
+        taken = next(unit for unit in farthest if clusters.count(clusters[unit]) > 1)
+        clusters[taken] = empty
+    return xp.asarray(clusters, device=nearest.device)
