@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import nplora
+from fusing import changed
 from making import CONVOLUTIONS, SD15, TEXT, make
 from nplora import methods
 from nplora.checking.verify import verify
@@ -150,3 +151,39 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="values are NaN or infinite"):
         nplora.fuse(nplora.load(bad), method="noisy").save(tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("name", sorted(methods.all_merges()))
+def test_when_allowed_a_module_that_is_not_finite_is_added_and_noted(name: str, order: int, tmp_path: Path) -> None:
+    """No method can work there; all other modules are merged as they would be without it."""
+    few = {"m.x.y": (24, 40), "m.x.z": (20, 12)}
+    good, other = (make(tmp_path / f"{n}.safetensors", "plain", few, seed=n, rank=3, dtype="F32") for n in (1, 2))
+    bad = make(tmp_path / "bad.safetensors", "plain", few, seed=1, rank=3, dtype="F32")
+    changed(bad, lambda arrays: arrays["m.x.y.lora_A.weight"].__setitem__((0, 0), np.nan))
+    clean, broken = ([nplora.load(one), nplora.load(other)] for one in (good, bad))
+    if order:
+        clean, broken = clean[::-1], broken[::-1]
+    with pytest.raises(InputError, match="1 values are NaN or infinite"):
+        nplora.fuse(*broken, method=name).save(tmp_path / "out.safetensors")
+    report = nplora.fuse(*broken, method=name, allow_nonfinite=True).save(tmp_path / "out.safetensors")
+    nplora.fuse(*clean, method=name).save(tmp_path / "wanted.safetensors")
+    found, wanted = (nplora.load(tmp_path / f"{n}.safetensors") for n in ("out", "wanted"))
+    np.testing.assert_array_equal(found["unknown.m.x.z"].delta(), wanted["unknown.m.x.z"].delta())
+    assert not np.isfinite(found["unknown.m.x.y"].delta()).all()
+    note = "values are not finite, so the method cannot work and the updates are added: unknown.m.x.y"
+    assert note in report["notes"]
+    assert "nan" not in str({**report, "notes": [], "modules": [], "overlaps": [], "inputs": []})
+
+
+def test_np_adaptive_reports_its_mu_and_where_the_floor_overrules_the_budget(tmp_path: Path) -> None:
+    one = make(tmp_path / "one.safetensors", seed=1, rank=4, down_seed=3, dtype="F32")
+    two = make(tmp_path / "two.safetensors", seed=2, rank=4, down_seed=3, dtype="F32")
+    pair = [nplora.load(one), nplora.load(two)]
+    report = nplora.fuse(*pair, method="np-adaptive", kappa=0.1, eta=0.5).save(tmp_path / "a.safetensors")
+    assert all(row["mu"] == pytest.approx(2**0.5 - 1, rel=1e-3) for row in report["merges"])
+    assert report["notes"][0].startswith("eta keeps more than kappa allows: unet.")
+    assert report["notes"][0].endswith(f" and {len(SD15) - 2} more")
+    free = nplora.fuse(*pair, method="np-adaptive", kappa=0.1).save(tmp_path / "b.safetensors")
+    assert free["notes"] == []
+    assert all(row["mu"] > 5 for row in free["merges"])

@@ -38,7 +38,7 @@ def require_fusable(
             raise InputError(
                 f"the method {method.name} works on low-rank factors, and this module is stored as a full matrix",
                 file=inputs[member.role].path, key=member.update.keys[0],
-                hint="Use --method linear or np, or leave the component out with --components.",
+                hint="Use --method linear or np, or make it a LoRA first: nplora convert with --rank or --error.",
             )  # fmt: skip
     if not values.get("mu", 0) or values.get("directions") != "all":
         return

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters import Factor, Full, LowRank, Update
+from ..algebra.bases import stacked
 from ..algebra.compression import Goal
-from ..methods import Merge, Method, Part, Product, find_method
+from ..methods import Merge, Method, Part, Product, find_method, weighted
 from ..reading.adapter import Adapter, Module
 from ..reading.base import BaseModel
 from ..storage import Tensor, cast
@@ -116,8 +117,10 @@ class FusedModule:
         return self.jobs if isinstance(self.method, Method) and self.method.rewrites else {}
 
     def product_of(self, parts: Sequence[Part]) -> Product:
-        """What a merge makes of the module's parts."""
+        """What a merge makes of the module's parts; their plain sum where they hold NaN, which no method can sort."""
         assert isinstance(self.method, Merge)
+        if not all(np.isfinite(part.up).all() and np.isfinite(part.down).all() for part in parts):
+            return Product(*stacked(weighted(parts)))
         return self.method(parts, seed=self.seed, **self.values)
 
     @property
@@ -181,7 +184,8 @@ class Measure:
     """What a merge made of one module.
 
     ``error`` is the distance from the method's definition; ``gram`` (k + 1, k + 1) holds the inner products of the k
-    adapters' updates at their strengths, in the order of ``roles``, and of the result, which comes last.
+    adapters' updates at their strengths, in the order of ``roles``, and of the result, which comes last. ``facts`` and
+    ``note`` are the merge's own.
     """
 
     name: str
@@ -189,6 +193,8 @@ class Measure:
     error: float
     roles: tuple[str, ...]
     gram: NDArray[np.float64]
+    facts: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 def _in_float64(job: Job) -> Job:

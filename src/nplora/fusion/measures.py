@@ -64,10 +64,12 @@ class Total:
 
 
 def total(measures: Iterable[Measure], roles: Sequence[str]) -> Total:
-    """Measures of all modules added up."""
+    """Measures of all modules added up, but for those that hold NaN."""
     size = len(roles) + 1
     gram, error, defined = np.zeros((size, size)), 0.0, 0.0
     for measure in measures:
+        if not np.isfinite(measure.gram).all():
+            continue
         places = [*(roles.index(role) for role in measure.roles), size - 1]
         gram[np.ix_(places, places)] += measure.gram
         error += measure.error**2

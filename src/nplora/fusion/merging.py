@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from .projection import check_finite
 
 Array = NDArray[np.float64]
 Some = TypeVar("Some", bound=Fused)
+NOT_FINITE = "values are not finite, so the method cannot work and the updates are added"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +49,69 @@ def module_seed(seed: int, name: str) -> int:
 
 
 def merge_all(fusion: Some, spool: Spool) -> Some:
-    """The fusion with every module merged.
+    """The fusion with every module merged; one that holds NaN, if that is allowed, is added as it is and noted.
 
     Raises:
         InputError: a number is not finite. OutputError: there is no room for the results.
     """
     modules, measures = dict(fusion.modules), {}
     todo = [module for module in fusion.modules.values() if module.merges]
-    for done, (module, merged) in enumerate(run_threads(merge_module, todo, os.cpu_count() or 1), 1):
+    allow_nonfinite = bool(fusion.parameters["allow_nonfinite"])
+
+    def merge(module: FusedModule) -> Merged:
+        return merge_module(module, allow_nonfinite=allow_nonfinite)
+
+    for done, (module, merged) in enumerate(run_threads(merge, todo, os.cpu_count() or 1), 1):
         measures[module.name] = merged.measure
         modules[module.name] = replace(module, made=_kept(module, merged, spool))
         if fusion.progress:
             fusion.progress(done, len(todo))
     ordered = {name: measures[name] for name in modules if name in measures}
-    return replace(fusion, modules=modules, measures=ordered, progress=None)
+    notes = (*fusion.notes, *_notes(ordered.values()))
+    return replace(fusion, modules=modules, measures=ordered, notes=notes, progress=None)
 
 
-def merge_module(module: FusedModule) -> Merged:
+def _notes(measures: Iterable[Measure]) -> Iterator[str]:
+    """What the merges could not do, each reason once with its modules."""
+    found: dict[str, list[str]] = {}
+    for measure in measures:
+        found.setdefault(measure.note, []).append(measure.name)
+    for note, names in found.items():
+        rest = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        if note:
+            yield f"{note}: {', '.join(names[:2])}{rest}"
+
+
+def merge_module(module: FusedModule, *, allow_nonfinite: bool = False) -> Merged:
     """Merge one module and measure the result.
 
     Raises:
-        InputError: a number of an input is not finite, or the merge of finite ones is not.
+        InputError: a number of an input is not finite (unless allowed), or the merge of finite ones is not.
     """
-    for member in module.members:
+    for member in module.members if not allow_nonfinite else ():
         for matrix in (member.update.up, member.update.down):  # type: ignore[union-attr]
             check_finite(matrix, module.name)
     parts = [member.part() for member in module.members]
     product = module.product_of(parts)
-    if not (np.isfinite(product.up).all() and np.isfinite(product.down).all()):
+    roles = tuple(member.role for member in module.members)
+    if not _is_finite(product):
+        if not all(map(_is_finite, parts)):
+            size = len(parts) + 1
+            nothing = np.full((size, size), np.nan)
+            return Merged(None, Measure(module.name, product.up.shape[1], 0.0, roles, nothing, note=NOT_FINITE))
         raise InputError(
             f"the method {module.method.name} gives values that are not finite", key=module.name,
             hint="Please report this pair of files.",
         )  # fmt: skip
     passes = len(parts) == 1 and _is_part(product, parts[0])
     up, down = (product.up, product.down) if passes else balanced(product.up, product.down)
-    roles = tuple(member.role for member in module.members)
-    measure = Measure(module.name, up.shape[1], float(product.error), roles, gram(parts, up, down))
+    inner = gram(parts, up, down)
+    measure = Measure(module.name, up.shape[1], float(product.error), roles, inner, product.facts, product.note)
     return Merged(None if passes else (up, down), measure)
+
+
+def _is_finite(pair: Part | Product) -> bool:
+    return bool(np.isfinite(pair.up).all() and np.isfinite(pair.down).all())
 
 
 def _is_part(product: Product, part: Part) -> bool:

@@ -40,8 +40,8 @@ class Summary:
 
 
 def summarise(overlaps: Iterable[Overlap]) -> Summary:
-    """The file-level overlap: numerators and denominators are summed over modules."""
-    found = list(overlaps)
+    """The file-level overlap: numerators and denominators are summed over modules, but for those that hold NaN."""
+    found = [overlap for overlap in overlaps if math.isfinite(overlap.subject) and math.isfinite(overlap.style)]
     subject = sum(overlap.subject for overlap in found)
     inside = sum(min(max(overlap.inside, 0.0), overlap.subject) for overlap in found)
     chance = sum(overlap.chance * overlap.subject for overlap in found)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..algebra import Array, Grams
@@ -118,12 +118,15 @@ class Product:
     """What a merge returns for one module: ``dW = up @ down`` with ``up`` (out, k) and ``down`` (k, n).
 
     ``error`` is ``||dW - D||_F`` against the method's definition D: 0 where the factors are exact, the residual of the
-    truncation elsewhere.
+    truncation elsewhere. ``facts`` are numbers that the method chose for this module, by name; ``note`` says, without
+    the module's name, why it could not keep to what was asked for.
     """
 
     up: Array
     down: Array
     error: float = 0.0
+    facts: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def np_adaptive(
            [0., 4.]])
     """
     factors = weighted(parts)
-    done = []
+    done, facts, over = [], {}, False
     for index, (up, down) in enumerate(factors):
         later = [pair for pair in factors[index + 1 :] if energy(*pair) > 0]
         if later and energy(up, down) > 0:
@@ -59,9 +59,12 @@ def np_adaptive(
             AV = down @ V
             style = sum(energy(*pair) for pair in later)
             found = Overlap(energy(up, AV), energy(up, down), style, V.shape[1], V.shape[0])
-            down = down - attenuation(mu_of(found, kappa, eta, chance)) * AV @ transpose(V)  # noqa: PLW2901
+            mu = mu_of(found, kappa, eta, chance)
+            down = down - attenuation(mu) * AV @ transpose(V)  # noqa: PLW2901
+            facts["mu" if len(factors) == 2 else f"mu {index + 1}"] = mu
+            over = over or mu < mu_of(found, kappa, 0.0, chance)
         done.append((up, down))
-    return Product(*stacked(done))
+    return Product(*stacked(done), facts=facts, note="eta keeps more than kappa allows" if over else "")
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,7 @@ def _measure(measure: Measure) -> dict[str, Any]:
         "module": measure.name, "rank": measure.rank, "error": _round(found.error),
         "kept": {role: _round(share) for role, share in found.kept.items()},
         "distance_to_sum": _round(found.distance),
+        **{name: words.jsonable(_round(number)) for name, number in measure.facts.items()},
     }  # fmt: skip
 
 
