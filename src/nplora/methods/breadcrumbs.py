@@ -21,7 +21,7 @@ OUTLIERS = Parameter(
     title="Model Breadcrumbs",
     reference="arXiv 2312.06795, Section 3",
     formula="D = scaling * sum of w_i dW_i: without its largest `outliers`, the next largest `density` of its entries",
-    guarantee="outliers 0 is magnitude pruning; then the nearest product of the rank, residual reported",
+    guarantee="outliers 0 is magnitude pruning; then nearly the nearest product of the rank, residual reported",
     parameters=(replace(DENSITY, default=0.9), OUTLIERS, SCALING, SPACE, RANK),
 )
 def breadcrumbs(

@@ -1,4 +1,4 @@
-"""DO-Merging: the updates' directions made orthogonal to each other, their magnitudes kept."""
+"""After DO-Merging: the updates made orthogonal to each other as vectors, their magnitudes kept."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from . import Part, Product, merge, weighted
 
 @merge(
     "do-merging",
-    title="DO-Merging, decoupled and orthogonal",
-    reference="DO-Merging as we read it: Gram-Schmidt on the flattened updates",
+    title="Orthogonalised sum, after DO-Merging",
+    reference="arXiv 2505.15875, simplified: Gram-Schmidt on the flattened updates, no gradient descent on factors",
     formula="v_j = dW_j - sum over later i of <dW_j, v_i> v_i / ||v_i||^2; D = sum_j ||dW_j|| v_j / ||v_j||",
     guarantee="the parts of the sum are orthogonal as vectors and keep their norms; the last adapter is unchanged",
 )

@@ -15,7 +15,7 @@ from . import Part, Product, merge, weighted
     title="Magnitude pruning",
     reference="`magnitude_prune` of PEFT, on dW instead of the factors; TIES without its election",
     formula="D = scaling * sum of the largest `density` of each w_i dW_i",
-    guarantee="density 1 is the exact sum; then the nearest product of the rank, residual reported",
+    guarantee="density 1 is the exact sum; then nearly the nearest product of the rank, residual reported",
     parameters=(DENSITY, SCALING, SPACE, RANK),
 )
 def magnitude(

@@ -10,14 +10,14 @@ from . import Result, method
 @method(
     "np",
     title="Null-space projection (NP-LoRA)",
-    reference="arXiv 2511.11051, Eq. 12 (soft) and Eq. 11 (hard)",
+    reference="arXiv 2511.11051, Eq. 12 of its third version (soft) and Eq. 11 of its first (hard)",
     parameters=(MU, DIRECTIONS),
     formula="dW = w_s dW_s + w_c dW_c (I - g V V^T) with g = mu / (1 + mu)",
-    guarantee="The subject's response in the style's directions is divided by 1 + mu (0 for mu = inf). Exact.",
+    guarantee="The subject's response in the protected directions is divided by 1 + mu (0 for mu = inf). Exact.",
     linear=True,
 )
 def np_projection(grams: Grams, *, mu: float = 0.5, directions: str | int | float = "all") -> Result:
-    """``dW_c (I - g V V^T)`` with ``g = mu / (1 + mu)`` and V the style's right singular vectors (Eq. 12).
+    """``dW_c (I - g V V^T)`` with ``g = mu / (1 + mu)`` and V the style's right singular vectors.
 
     In Gram form ``V V^T = A_s^T T T^T A_s``, so ``C = g K T T^T`` with ``T T^T = H_s^-1`` for all directions.
 

@@ -15,7 +15,7 @@ from . import Part, Product, merge, weighted
     title="TIES-Merging",
     reference="arXiv 2306.01708, Algorithm 1",
     formula="t_i = largest `density` of w_i dW_i; sign = sgn(sum t_i); D = scaling * mean of the t_i with that sign",
-    guarantee="the paper's definition on the entries of dW, then the nearest product of the rank; residual reported",
+    guarantee="the paper's rule on the entries of dW, then nearly the nearest product of the rank; residual reported",
     parameters=(DENSITY, ELECTION, AGREEING, SCALING, SPACE, RANK),
 )
 def ties(
