@@ -9,13 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from .errors import UsageError
 from .live.fusing import LiveFusion, chosen_adapters, fuse_models, set_mu_models
-from .live.layers import lora_layers
+from .live.layers import lora_layers, uncompiled
 
 
 def fuse_adapters(
@@ -41,7 +41,7 @@ def fuse_adapters(
         subject, style: the two names.
         name: of the new adapter. Its rank is the sum of the ranks, whatever mu is.
         method: of `nplora methods`.
-        components: only these, for example ["unet"]; by default every one that has one of the adapters.
+        components: only these, for example ["unet"], and the others stay as they are; by default all.
         **parameters: the method's (mu, directions, side, protect, ...), of two adapters subject_strength and
             style_strength, and allow_nonfinite.
 
@@ -56,7 +56,7 @@ def fuse_adapters(
     models = _models(pipe, components)
     with _without_hooks(pipe):
         done = fuse_models(models, named, method, name, parameters)
-    pipe.set_adapters(name)
+    _activate(models.values(), name)
     return done
 
 
@@ -84,7 +84,7 @@ def set_mu(pipe: Any, mu: float | str, name: str = "fused") -> None:
 
 def _models(pipe: Any, components: Sequence[str] | None) -> dict[str, Any]:
     loadable = list(getattr(pipe, "_lora_loadable_modules", ()))
-    models = {label: getattr(pipe, label, None) for label in loadable}
+    models = {label: uncompiled(getattr(pipe, label, None)) for label in loadable}
     known = {label: model for label, model in models.items() if model is not None}
     if not known:
         raise UsageError(
@@ -93,7 +93,32 @@ def _models(pipe: Any, components: Sequence[str] | None) -> dict[str, Any]:
     unknown = [label for label in components or () if label not in known]
     if unknown:
         raise UsageError(f"no component is called {', '.join(unknown)}", expected=" or ".join(known))
-    return {label: model for label, model in known.items() if components is None or label in components}
+    chosen = {label: model for label, model in known.items() if components is None or label in components}
+    for label, model in chosen.items():
+        _require_not_on_disk(model, label)
+    return chosen
+
+
+def _require_not_on_disk(model: Any, label: str) -> None:
+    """Group offloading to disk leaves tensors of arbitrary numbers behind, and never writes a file again."""
+    from diffusers.hooks.group_offloading import _get_top_level_group_offload_hook
+
+    hook = _get_top_level_group_offload_hook(model)
+    if hook is not None and hook.config.offload_to_disk_path is not None:
+        raise UsageError(
+            "the model is offloaded to disk, where adapters can neither be read nor written", key=label,
+            hint="Fuse and set mu first, then call enable_group_offload; or offload to memory.",
+        )  # fmt: skip
+
+
+def _activate(models: Iterable[Any], name: str) -> None:
+    """Make an adapter the active one of these models, as `pipe.set_adapters` does of all that are not compiled."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for model in models:
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.set_adapter([name], inference_mode=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from .errors import UsageError
 from .live.fusing import LiveFusion, chosen_adapters, fuse_models, set_mu_models
 from .live.injection import inner_model
-from .live.layers import lora_layers
+from .live.layers import lora_layers, uncompiled
 
 
 def fuse_adapters(
@@ -55,6 +55,7 @@ def fuse_adapters(
 
     named = chosen_adapters(adapters, subject, style)
     _require_model(model)
+    model = uncompiled(model)
     done = fuse_models({"": model}, named, method, name, parameters)
     if isinstance(model, PeftModel):
         model.set_adapter(name)
@@ -72,7 +73,7 @@ def set_mu(model: Any, mu: float | str, name: str = "fused") -> None:
         UsageError: mu is out of range, or there is no such adapter.
     """
     _require_model(model)
-    set_mu_models({"": model}, mu, name)
+    set_mu_models({"": uncompiled(model)}, mu, name)
 
 
 def _require_model(model: Any) -> None:

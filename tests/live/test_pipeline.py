@@ -16,51 +16,13 @@ import nplora
 from consumers.tiny import tiny_pipeline
 from live.dense import assert_close, deltas, factors, projected
 from live.pictures import PAIRS, paint
-from nplora import InputError, UsageError
+from live.wan import BOTH, MARKS, STYLE_ALONE, WAN, expected, message
+from nplora import InputError
 from nplora.diffusers import fuse_adapters, set_mu
 from nplora.fusion.merging import module_seed
-from nplora.live.turning import kept_of
 from nplora.methods import Part, all_merges, all_methods
 
-pytestmark = [
-    pytest.mark.consumer,
-    pytest.mark.filterwarnings(
-        "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-    ),  # peft, of transformers
-    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),  # two adapters are what is meant
-]
-
-WAN = PAIRS["Wan"]
-BOTH = "blocks.0.attn1.to_q"  # a layer that both change
-STYLE_ALONE = "blocks.0.attn1.to_k"
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wan")
-    return {
-        name: inputs.make(folder / name, "wan", seed).path
-        for seed, (name, inputs) in enumerate({"cat": WAN.subject, "ink": WAN.style}.items())
-    }
-
-
-@pytest.fixture
-def pipe(paths):
-    """A pipeline of its own with a subject "cat" and a style "ink", both inactive in turn."""
-    pipe = copy.deepcopy(tiny_pipeline("wan"))
-    for name, path in paths.items():
-        pipe.load_lora_weights(path, adapter_name=name)
-    return pipe
-
-
-def expected(pipe, mu=0.5, side="input", strengths=(1.0, 1.0)) -> dict[str, np.ndarray]:
-    """The dense fusion of what the two adapters are at the moment."""
-    cat, ink = (deltas(pipe.transformer, name) for name in ("cat", "ink"))
-    w_c, w_s = strengths
-    subjects = {path: projected(d, ink[path], mu, side) if path in ink else d for path, d in cat.items()}
-    return {
-        path: w_c * subjects.get(path, 0) + w_s * ink.get(path, 0) for path in (*cat, *(p for p in ink if p not in cat))
-    }
+pytestmark = MARKS
 
 
 # ------------------------------------------------------------------------------------------------------- products
@@ -241,155 +203,19 @@ def test_components_may_be_chosen(tmp_path):
     pipe = copy.deepcopy(tiny_pipeline(pair.kind))
     for seed, (name, inputs) in enumerate({"cat": pair.subject, "ink": pair.style}.items()):
         pipe.load_lora_weights(inputs.make(tmp_path / name, pair.kind, seed).path, adapter_name=name)
+    pipe.set_adapters(["cat", "ink"])
     fuse_adapters(pipe, "cat", "ink", name="words", components=["text_encoder"])
+    assert pipe.unet.active_adapters() == ["cat", "ink"]  # as it was
     assert pipe.get_list_adapters() == {"unet": ["cat", "ink"], "text_encoder": ["cat", "ink", "words"]}
     done = fuse_adapters(pipe, "cat", "ink")
     assert {overlap.name.partition(".")[0] for overlap in done.overlaps} == {"unet", "text_encoder"}
+    assert pipe.unet.active_adapters() == ["fused"]
     cat, ink = (deltas(pipe.unet, name) for name in ("cat", "ink"))  # convolutions are flattened to in * kh * kw
     path = next(path for path in cat if path.endswith("conv1"))
     assert_close({path: deltas(pipe.unet, "fused")[path]}, {path: ink[path] + projected(cat[path], ink[path])})
 
 
-# --------------------------------------------------------------------------------- offloading, number types, memory
-
-
-@pytest.mark.parametrize("how", ["model", "leaf_level", "block_level"])
-def test_offloading_goes_on_and_the_picture_is_the_same(pipe, how):
-    plain = copy.deepcopy(pipe)
-    fuse_adapters(plain, "cat", "ink")
-    cpu = torch.device("cpu")
-    if how == "model":
-        pipe.enable_model_cpu_offload(device=cpu)
-    else:
-        pipe.transformer.enable_group_offload(cpu, offload_type=how, num_blocks_per_group=1)
-    paint(pipe, 16)
-    fuse_adapters(pipe, "cat", "ink")
-    for mu in (0.5, 2.0):
-        set_mu(pipe, mu)
-        set_mu(plain, mu)
-        assert np.array_equal(paint(pipe, 16), paint(plain, 16))
-    assert hasattr(pipe.transformer, "_hf_hook" if how == "model" else "_diffusers_hook")
-
-
-def test_sequential_offloading_keeps_the_new_adapter_away_from_the_device(pipe):
-    """accelerate itself cannot run it with a CPU as the device, so the picture is painted after it is taken off."""
-    plain = copy.deepcopy(pipe)
-    pipe.enable_sequential_cpu_offload(device="cpu")
-    for one in (pipe, plain):
-        fuse_adapters(one, "cat", "ink")
-        set_mu(one, 2.0)
-    assert {weight.device.type for weight in pipe.transformer.parameters()} == {"meta"}
-    pipe.remove_all_hooks()
-    assert np.array_equal(paint(pipe, 16), paint(plain, 16))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_factors_are_rounded_once(pipe, dtype):
-    pipe.to(dtype)
-    fuse_adapters(pipe, "cat", "ink", mu=1.0)
-    layer = pipe.transformer.get_submodule(BOTH)
-    assert layer.lora_A["fused"].weight.dtype == layer.lora_B["fused"].weight.dtype == dtype
-    eps = torch.finfo(dtype).eps
-    assert_close(deltas(pipe.transformer, "fused"), expected(pipe, 1.0), 2 * eps)
-    assert np.isfinite(paint(pipe, 16)).all()
-
-
-def test_mu_turns_after_the_model_has_been_cast(pipe):
-    pipe.to(torch.bfloat16)
-    fuse_adapters(pipe, "cat", "ink", mu=0.1)
-    pipe.to(torch.float32)
-    set_mu(pipe, 1.0)
-    assert_close(deltas(pipe.transformer, "fused"), expected(pipe, 1.0), 1e-6)
-
-
-def test_an_fp8_cast_base_keeps_its_numbers(pipe):
-    pipe.to(torch.bfloat16)
-    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
-    layer = pipe.transformer.get_submodule(BOTH)
-    base = layer.base_layer.weight.clone()
-    pipe.set_adapters(["cat", "ink"])
-    both = paint(pipe, 16)
-    fuse_adapters(pipe, "cat", "ink", mu=0)
-    assert layer.base_layer.weight.dtype == torch.float8_e4m3fn
-    assert torch.equal(layer.base_layer.weight.view(torch.uint8), base.view(torch.uint8))
-    assert layer.lora_A["fused"].weight.dtype == torch.bfloat16
-    assert np.abs(paint(pipe, 16) - both).max() < 0.02 * np.abs(both).max()  # bfloat16: 2^-8, through two steps
-
-
-def test_adapters_loaded_into_an_fp8_cast_base_give_a_bfloat16_one(paths):
-    """diffusers stores them in fp8 then, and cannot run them on a CPU; the fused one can be run."""
-    pipe = copy.deepcopy(tiny_pipeline("wan")).to(torch.bfloat16)
-    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
-    for name, path in paths.items():
-        pipe.load_lora_weights(path, adapter_name=name)
-    fuse_adapters(pipe, "cat", "ink")
-    assert pipe.transformer.get_submodule(BOTH).lora_A["fused"].weight.dtype == torch.bfloat16
-    assert_close(deltas(pipe.transformer, "fused"), expected(pipe), 2 * torch.finfo(torch.bfloat16).eps)
-    assert np.isfinite(paint(pipe, 16)).all()
-
-
-class _Packed(torch.nn.Linear):
-    """A quantised layer as PEFT sees one: integers of another shape, unpacked only in its own forward."""
-
-    def __init__(self, full: torch.nn.Linear) -> None:
-        super().__init__(full.in_features, full.out_features, bias=full.bias is not None)
-        self.scale = full.weight.detach().abs().max() / 127
-        packed = torch.round(full.weight.detach() / self.scale).to(torch.int8).reshape(-1, 1)
-        self.weight = torch.nn.Parameter(packed, requires_grad=False)
-        self.bias = full.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight.reshape(self.out_features, self.in_features) * self.scale
-        return torch.nn.functional.linear(x, weight, self.bias)
-
-
-def test_a_quantised_base_is_never_read(paths):
-    """bitsandbytes is not installed here: a stand-in that packs its weight as bitsandbytes does."""
-    pipe = copy.deepcopy(tiny_pipeline("wan"))
-    for block in pipe.transformer.blocks:
-        for part in ("to_q", "to_k", "to_v"):
-            setattr(block.attn1, part, _Packed(getattr(block.attn1, part)))
-    for name, path in paths.items():
-        pipe.load_lora_weights(path, adapter_name=name)
-    pipe.set_adapters(["cat", "ink"])
-    both = paint(pipe, 16)
-    fuse_adapters(pipe, "cat", "ink", mu=0)
-    assert np.abs(paint(pipe, 16) - both).max() < 1e-5 * np.abs(both).max()
-    assert_close(deltas(pipe.transformer, "fused"), expected(pipe, 0.0))
-
-
-def test_nothing_of_the_base_is_copied(pipe):
-    def storages() -> dict[int, int]:
-        parts = (*pipe.transformer.parameters(), *pipe.transformer.buffers())
-        return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
-
-    before = storages()
-    fuse_adapters(pipe, "cat", "ink")
-    new = sum(size for pointer, size in storages().items() if pointer not in before)
-    assert before.items() <= storages().items()
-    layers = [pipe.transformer.get_submodule(path) for path in deltas(pipe.transformer, "fused")]
-    factors = [part["fused"].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
-    assert new == sum(factor.numel() * factor.element_size() for factor in factors)
-    kept = [moved for layer in layers for moved in kept_of(layer, "fused")]
-    assert kept
-    assert sum(one.base.nbytes + one.change.nbytes for one in kept) < new  # only the subject's down factors, twice
-
-
-def test_it_works_in_inference_mode_and_under_autocast(pipe):
-    wanted = expected(pipe)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        fuse_adapters(pipe, "cat", "ink", mu=0)
-    set_mu(pipe, 0.5)
-    assert_close(deltas(pipe.transformer, "fused"), wanted)
-
-
 # ------------------------------------------------------------------------------------------------------- messages
-
-
-def message(call, kind=UsageError) -> str:
-    with pytest.raises(kind) as caught:
-        call()
-    return str(caught.value)
 
 
 def test_messages(pipe):

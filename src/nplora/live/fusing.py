@@ -15,7 +15,15 @@ from ..fusion.roles import roles
 from ..methods import Merge, Method, find_method
 from ..parameters import ALLOW_NONFINITE, MU, PAIR_ONLY, Parameter, check_all
 from .injection import inject, inner_model, remove
-from .layers import adapters_of, lora_layers, places_of, require_adapters
+from .layers import (
+    adapters_of,
+    factors_of,
+    lora_layers,
+    places_of,
+    require_adapters,
+    require_in_memory,
+    require_unmerged,
+)
 from .stacking import fuse_places
 from .turning import is_as_left, kept_of, remember, turn
 
@@ -132,12 +140,13 @@ def set_mu_models(models: Mapping[str, Any], mu: float | str, name: str) -> None
     """Turn mu of a fused adapter in place; see `moving`.
 
     Raises:
-        UsageError: mu is out of range, or there is no such adapter, or its method has no mu.
+        UsageError: mu is out of range, or there is no such adapter, or its method has no mu, or it cannot be written at
+            the moment: merged into the base weights, offloaded, swapped for another.
     """
     value = float(str(MU.check(mu)))
     layers = [
-        (path, layer)
-        for model in models.values()
+        (f"{label}.{path}" if label else path, layer)
+        for label, model in models.items()
         if name in adapters_of(model)
         for path, layer in lora_layers(inner_model(model))
         if kept_of(layer, name)
@@ -146,6 +155,9 @@ def set_mu_models(models: Mapping[str, Any], mu: float | str, name: str) -> None
         raise UsageError(
             f"no adapter {name!r} with a mu is in the model", hint="Make one first: fuse_adapters(...) with method np."
         )
+    for path, layer in layers:
+        require_unmerged(layer, path, [one for one in layer.merged_adapters if one == name])
+        require_in_memory(*factors_of(layer, name), path)
     with _arithmetic():
         if not is_as_left(layers[0][1], name):
             raise UsageError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .layers import adapters_of, lora_layers
+from .layers import adapters_of, lora_layers, uncompiled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,9 +49,10 @@ def inject(model: Any, name: str, layers: Mapping[str, Factors], like: Sequence[
 
 
 def inner_model(model: Any) -> Any:
-    """The model whose layers PEFT replaced: what a PeftModel wraps, else the model itself."""
+    """The model whose layers PEFT replaced: what a PeftModel wraps, else the model itself; never a compiled one."""
     from peft import PeftModel
 
+    model = uncompiled(model)
     return model.base_model.model if isinstance(model, PeftModel) else model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,11 @@ def adapters_of(model: Any) -> dict[str, Any]:
     return dict(getattr(model, "peft_config", None) or {})
 
 
+def uncompiled(model: Any) -> Any:
+    """The model that `torch.compile(model)` wraps, which shares its weights; else the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
 def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
     """(path, layer) of every layer that PEFT has given a LoRA."""
     from peft.tuners.lora import LoraLayer
@@ -105,11 +110,7 @@ def places_of(model: Any, label: str, adapters: tuple[str, ...], strengths: tupl
         name = f"{label}.{path}" if label else path
         shares = tuple(_share(layer, a, name, strength) for a, strength in zip(adapters, strengths, strict=True))
         if any(share is not None for share in shares):
-            if layer.merged_adapters:
-                raise UsageError(
-                    "adapters are merged into the base weights", key=name, got=", ".join(layer.merged_adapters),
-                    hint="Take them out first: pipe.unfuse_lora() in diffusers, model.unmerge_adapter() in PEFT.",
-                )  # fmt: skip
+            require_unmerged(layer, name, layer.merged_adapters)
             places.append(Place(name, path, layer, shares))
     return places
 
@@ -139,25 +140,50 @@ def require_plain_config(config: Any, adapter: str, label: str) -> None:
 
 def _share(layer: Any, adapter: str, name: str, strength: float) -> Share | None:
     """The adapter's share of a layer; None where it has none, or none that can be seen."""
-    embedded = adapter in layer.lora_embedding_A
-    if not embedded and adapter not in layer.lora_A:
+    if adapter not in layer.lora_embedding_A and adapter not in layer.lora_A:
         return None
     _require_plain_layer(layer, adapter, name)
-    if embedded:
-        up, down = layer.lora_embedding_B[adapter], layer.lora_embedding_A[adapter]
-    else:
-        up, down = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
-    if "meta" in {up.device.type, down.device.type}:
-        raise UsageError(
-            "the adapter's numbers are not in memory", key=name, got="device meta",
-            hint="Take the offloading off before the fusion, and put it on again after it.",
-        )  # fmt: skip
+    up, down = factors_of(layer, adapter)
+    require_in_memory(up, down, name)
     scale = float(layer.scaling[adapter])
     if strength * scale == 0:
         return None
     up, down = _without_padding(up.detach().flatten(1), down.detach().flatten(1), int(layer.r[adapter]))
     held = (Held(matrix, (f"{name} ({adapter}, {side})",)) for side, matrix in (("up", up), ("down", down)))
     return Share(next(held), next(held), strength, scale)
+
+
+def factors_of(layer: Any, adapter: str) -> tuple[Any, Any]:
+    """The parameters up and down of an adapter that the layer has, in the layer's own shapes."""
+    if adapter in layer.lora_embedding_A:
+        return layer.lora_embedding_B[adapter], layer.lora_embedding_A[adapter]
+    return layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+
+
+def require_unmerged(layer: Any, name: str, merged: Sequence[str]) -> None:
+    """Refuse a layer whose base weight holds adapters at the moment: it is not the base's, and would be left so.
+
+    Raises:
+        UsageError: with the layer and the adapters.
+    """
+    if merged:
+        raise UsageError(
+            "adapters are merged into the base weights", key=name, got=", ".join(merged),
+            hint="Take them out first: pipe.unfuse_lora() in diffusers, model.unmerge_adapter() in PEFT.",
+        )  # fmt: skip
+
+
+def require_in_memory(up: Any, down: Any, name: str) -> None:
+    """Refuse factors that offloading keeps elsewhere.
+
+    Raises:
+        UsageError: with the layer.
+    """
+    if "meta" in {up.device.type, down.device.type}:
+        raise UsageError(
+            "the adapter's numbers are not in memory", key=name, got="device meta",
+            hint="Take the offloading off, and put it on again afterwards.",
+        )  # fmt: skip
 
 
 def _without_padding(up: Any, down: Any, rank: int) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..fusion.projection import Job
-from .layers import Held, Share
+from .layers import Held, Share, factors_of
 from .moving import Moving, compute
 from .stacking import together
 
@@ -74,9 +74,8 @@ def _share(path: str, up: Any, down: Any, ranks: slice) -> Share:
 
 
 def _factors(layer: Any, name: str) -> tuple[Any, Any]:
-    if name in layer.lora_embedding_A:
-        return layer.lora_embedding_B[name].detach(), layer.lora_embedding_A[name].detach()
-    return layer.lora_B[name].weight.detach().flatten(1), layer.lora_A[name].weight.detach().flatten(1)
+    up, down = factors_of(layer, name)
+    return up.detach().flatten(1), down.detach().flatten(1)
 
 
 def _put(layer: Any, name: str, moved: Moving) -> None:
@@ -86,12 +85,8 @@ def _put(layer: Any, name: str, moved: Moving) -> None:
 
 
 def _target(layer: Any, name: str, moved: Moving) -> Any:
-    embedded = name in layer.lora_embedding_A
-    if moved.side == "input":
-        whole = layer.lora_embedding_A[name] if embedded else layer.lora_A[name].weight
-        return whole[moved.ranks]
-    whole = layer.lora_embedding_B[name] if embedded else layer.lora_B[name].weight
-    return whole[:, moved.ranks]
+    up, down = factors_of(layer, name)
+    return down[moved.ranks] if moved.side == "input" else up[:, moved.ranks]
 
 
 def _value(moved: Moving) -> Any:
