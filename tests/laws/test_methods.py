@@ -22,7 +22,7 @@ MERGES = [name for name, method in known_methods().items() if isinstance(method,
 # Under which options one adapter gives itself back; {} where it always does, None where the definition says otherwise.
 GIVES_BACK: dict[str, dict[str, object] | None] = {
     "linear": {}, "svd": {}, "tsv": {}, "lego": {}, "do-merging": {}, "np-adaptive": {}, "np-bilateral": {},
-    "peft-linear": {}, "kohya-add": {}, "kohya-concat": {}, "ties": {"density": 1}, "dare": {"density": 1},
+    "pico": {}, "peft-linear": {}, "kohya-add": {}, "kohya-concat": {}, "ties": {"density": 1}, "dare": {"density": 1},
     "magnitude": {"density": 1}, "knots": {"inner": "linear"}, "core-space": {"inner": "linear"},
     "breadcrumbs": None, "della": None, "iso-c": None, "iso-cts": None, "peft-ties": None,
 }  # fmt: skip

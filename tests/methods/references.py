@@ -193,6 +193,19 @@ def knots(xs: Matrices, seed: int, inner: str = "ties", **values) -> np.ndarray:
     return u[:, :k] @ {"ties": ties, "dare": dare, "linear": linear}[inner](vs, seed, **values)
 
 
+def pico(xs: Matrices, seed: int, inner: str = "linear", rescale: str = "each", **values) -> np.ndarray:
+    xs = [x for x in xs if np.any(x)] or xs[:1]
+    U, s, _ = np.linalg.svd(np.hstack([np.zeros((len(xs[0]), 0)), *xs]), full_matrices=False)
+    share = s**2 / (np.sum(s**2) or 1.0)
+    calm = [x - U @ np.diag(1 - 1 / (1 + (len(xs) - 1) * share)) @ U.T @ x for x in xs]
+    norms = [np.linalg.norm(x) for x in xs]
+    if rescale == "each":
+        calm = [y * norm / (np.linalg.norm(y) or 1.0) for y, norm in zip(calm, norms, strict=True)]
+    merged = {"linear": linear, "ties": ties, "tsv": tsv}[inner](calm, seed, **values)
+    size = np.linalg.norm(merged)
+    return merged * np.mean(norms) / size if rescale == "merged" and size else merged
+
+
 def in_core(parts: Sequence[Part], rule: Callable[..., np.ndarray], seed: int, **values) -> np.ndarray:
     """A rule on the cores of ``w_i dW_i`` in the bases of all factors, and back."""
     used = [one for one in parts if one.weight] or list(parts[:1])
@@ -233,6 +246,10 @@ REFERENCES: dict[str, tuple[Callable[..., np.ndarray], list[dict[str, object]]]]
     "np-adaptive": (
         np_adaptive,
         [{}, {"kappa": 0.0}, {"kappa": 0.2, "eta": 0.8}, {"kappa": 0.1, "chance": True}, {"kappa": np.inf}],
+    ),
+    "pico": (
+        pico,
+        [{}, {"rescale": "merged"}, {"rescale": "nothing"}, {"inner": "tsv"}, {"inner": "ties", "density": 0.5}],
     ),
     "knots": (knots, [{"density": 0.3}, {"inner": "dare", "density": 0.5}, {"inner": "linear"}]),
 }

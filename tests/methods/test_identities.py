@@ -148,6 +148,49 @@ def test_do_merging_makes_orthogonal_parts_of_the_same_norms(seed):
     assert distance(vs[2], dense(parts[2])) < EXACT
 
 
+# ------------------------------------------------------------------------------------------ Pico
+
+
+@given(st.integers(0, 99), st.sampled_from(["each", "merged", "nothing"]))
+def test_pico_of_one_adapter_is_the_adapter(seed, rescale):
+    (one, _) = random_parts(seed)
+    assert distance(merged("pico", [one], rescale=rescale), dense(one)) < EXACT
+
+
+@given(st.integers(0, 99), st.integers(1, 4))
+def test_pico_of_updates_with_one_flat_spectrum_is_the_sum(seed, count):
+    """All directions are damped alike, and the norms are given back."""
+    rng = np.random.default_rng(seed)
+    left = np.linalg.qr(rng.standard_normal((13, 13)))[0]
+    parts = [Part(left[:, 3 * i : 3 * i + 3], np.linalg.qr(rng.standard_normal((17, 3)))[0].T) for i in range(count)]
+    assert distance(merged("pico", parts), sum(map(dense, parts))) < EXACT
+    same = [parts[0]] * count
+    assert distance(merged("pico", same), count * dense(parts[0])) < EXACT
+
+
+@given(st.integers(0, 99))
+def test_pico_damps_most_what_carries_most_and_takes_any_order(seed):
+    parts = random_parts(seed, 3)
+    assert distance(merged("pico", parts[::-1]), merged("pico", parts)) < EXACT
+    before, after = (
+        np.linalg.svd(np.hstack(xs), compute_uv=False)
+        for xs in (list(map(dense, parts)), [merged("pico", parts, rescale="nothing")])
+    )
+    share = before**2 / np.sum(before**2)
+    assert after[0] <= np.sqrt(3) * before[0] / (1 + 2 * share[0]) + EXACT
+
+
+@given(st.integers(0, 99), st.sampled_from([1e-3, 50.0]))
+def test_pico_scales_with_its_inputs(seed, factor):
+    parts = random_parts(seed)
+    scaled = [Part(factor * one.up, one.down) for one in parts]
+    for rescale in ("each", "merged"):
+        one, two = (merged("pico", which, rescale=rescale) for which in (scaled, parts))
+        assert distance(one, factor * two) < EXACT
+    size = np.mean([np.linalg.norm(dense(one)) for one in parts])
+    assert np.isclose(np.linalg.norm(merged("pico", parts, rescale="merged")), size)
+
+
 # ------------------------------------------------------------------------------------------ LEGO
 
 
