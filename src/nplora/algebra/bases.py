@@ -236,5 +236,5 @@ def orthonormal_rows(factors: Sequence[Factors]) -> Array:
 
 
 def energy(up: Array, down: Array) -> float:
-    """``||up @ down||_F^2`` from Gram matrices."""
-    return float(namespace(up).sum((transpose(up) @ up) * (down @ transpose(down))))
+    """``||up @ down||_F^2`` from Gram matrices; where ranks cancel its rounding may fall below 0, which counts as 0."""
+    return max(float(namespace(up).sum((transpose(up) @ up) * (down @ transpose(down)))), 0.0)

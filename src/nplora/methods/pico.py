@@ -15,6 +15,7 @@ from .tsv import tsv
 
 _INNER: dict[str, Merge] = {"ties": ties, "tsv": tsv}
 INNER = Parameter("inner", "choice", "linear", "The merge that follows.", choices=("linear", *_INNER))
+LEAST = 1e-6  # of the adapters' norms; updates that cancel leave rounding, which is not scaled up
 RESCALE = Parameter(
     "rescale", "choice", "each",
     "What gets its norm back: each adapter its own, or the merged update the mean of the adapters' norms.",
@@ -67,7 +68,8 @@ def pico(
         found = _INNER[inner]([Part(*pair) for pair in factors], seed=seed, rank=rank, **options)
         up, down, error = found.up, found.down, found.error
     size = sqrt(energy(up, down) + error**2)  # before the truncation
-    gain = scaling * (sum(norms) / len(norms) / size if rescale == "merged" and size else 1.0)
+    live = rescale == "merged" and size > LEAST * sum(norms)
+    gain = scaling * (sum(norms) / len(norms) / size if live else 1.0)
     return Product(gain * up, down, abs(gain) * error)
 
 
