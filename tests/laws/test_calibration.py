@@ -58,6 +58,20 @@ def test_with_one_initialisation_it_is_plain_addition(tmp_path: Path) -> None:
         np.testing.assert_allclose(hard[name].delta(), ink[name].delta(), atol=1e-5)
 
 
+@pytest.mark.parametrize("mu", [0.5, inf])
+def test_where_nothing_is_taken_away_nothing_is_given_back(mu: float, tmp_path: Path) -> None:
+    """rho = 0: the gain is 1."""
+    basis = np.linalg.qr(np.random.default_rng(2).standard_normal((40, 40)))[0].T
+    paths = []
+    for seed, own in enumerate((basis[:4], basis[4:9])):
+        up = np.random.default_rng(seed).standard_normal((24, len(own)))
+        tensors = {"m.x.y.lora_B.weight": up, "m.x.y.lora_A.weight": np.ascontiguousarray(own)}
+        paths.append(make(tmp_path / f"{seed}.safetensors", modules={}, extra=tensors))
+    cat, ink = map(nplora.load, paths)
+    found, wanted = nplora.fuse(cat, ink, mu=mu, calibrate="inf"), nplora.fuse(cat, ink, method="linear")
+    np.testing.assert_allclose(found["unknown.m.x.y"].delta(), wanted["unknown.m.x.y"].delta(), atol=1e-12)
+
+
 def test_a_full_matrix_is_calibrated_as_well(tmp_path: Path) -> None:
     name = "m.x.y"
     full = nplora.load(

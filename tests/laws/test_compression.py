@@ -48,6 +48,8 @@ def test_it_is_the_nearest_update_of_its_rank_and_says_its_error(goal: Goal, pai
     assert abs(found.norm - size) <= 1e-9 * size
     assert abs(np.linalg.norm(dW - found.up @ found.down) - found.error) <= 1e-9 * size
     assert abs(nearest(dW, found.rank) - found.error) <= 1e-9 * size
+    dropped = [*np.linalg.svd(dW, compute_uv=False), 0.0][min(found.rank, *dW.shape)]  # s_{k+1}, the spectral error
+    assert abs(np.linalg.norm(dW - found.up @ found.down, 2) - dropped) <= 1e-9 * size
     if goal.rank:
         assert found.rank <= max(goal.rank, 1)
     elif goal.error is not None:

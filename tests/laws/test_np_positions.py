@@ -89,6 +89,25 @@ def test_more_ranks_than_rows_protect_no_more_than_the_rows_use(rng, mu):
     assert relative(X, attenuated(subject.dense(), protected(style.dense()), mu)) < EXACT
 
 
+def test_hard_on_the_output_side_the_subject_writes_nothing_that_the_style_writes(rng):
+    subject, style = factors(rng, 9, 11, 3), factors(rng, 9, 11, 4)
+    X = fused_delta(subject, style, mu=inf, side="output") - style.dense()
+    U = protected(style.dense().T)
+    assert np.linalg.norm(U.T @ X) < 1e-9 * np.linalg.norm(subject.dense())
+    assert np.linalg.norm(X) > 0.1 * np.linalg.norm(subject.dense())
+
+
+def test_hard_and_symmetric_both_lose_what_they_share(rng):
+    """Of equal row spaces nothing is left, of orthogonal ones everything."""
+    style = factors(rng, 9, 11, 3, dtype="F64")
+    same = Factors(rng.standard_normal((9, 3)), rng.standard_normal((3, 3)) @ style.down)
+    left = fused_delta(same, style, mu=inf, protect="subject = style")
+    assert np.linalg.norm(left) < EXACT * np.linalg.norm(style.dense())
+    basis = np.linalg.qr(rng.standard_normal((12, 12)))[0].T
+    one, two = (Factors(rng.standard_normal((6, 3)), basis[rows]) for rows in (slice(0, 3), slice(3, 6)))
+    assert relative(fused_delta(one, two, mu=inf, protect="subject = style"), one.dense() + two.dense()) < EXACT
+
+
 # ------------------------------------------------------------------------------------------ dead ranks
 
 

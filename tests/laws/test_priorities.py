@@ -100,6 +100,35 @@ def test_equals_may_be_given_in_any_order(mu: float, tmp_path: Path) -> None:
         np.testing.assert_allclose(other, found[0], atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["np", "np-spectral"])
+def test_hard_each_is_silent_on_the_inputs_of_all_above_it(method: str, tmp_path: Path) -> None:
+    """What an adapter adds, by fusing with and without it: ``X_j V_i = 0`` for all i above j."""
+    adapters = [nplora.load(path) for path in files(tmp_path, 4)]
+    for name in ("unknown.m.x.y", "unknown.m.x.z"):
+        sums = [nplora.fuse(*adapters[j:], method=method, mu="inf")[name].delta() for j in range(3)]
+        sums.append(adapters[3][name].delta())
+        for j in range(3):
+            X = flat(sums[j] - sums[j + 1])
+            for above in adapters[j + 1 :]:
+                V = rows(flat(above[name].delta()))
+                assert np.linalg.norm(X @ V) < 1e-7 * np.linalg.norm(flat(adapters[j][name].delta()))
+
+
+@pytest.mark.parametrize("mu", [0.5, inf])
+def test_orthogonal_row_spaces_are_added_whatever_the_order(mu: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    basis = np.linalg.qr(rng.standard_normal((40, 40)))[0].T
+    paths, total = [], np.zeros((24, 40))
+    for index in range(4):
+        up, down = rng.standard_normal((24, 5)), basis[5 * index : 5 * index + 5]
+        total += up @ down
+        tensors = {"m.x.y.lora_B.weight": up, "m.x.y.lora_A.weight": np.ascontiguousarray(down)}
+        paths.append(make(tmp_path / f"{index}.safetensors", modules={}, extra=tensors))
+    for order in (None, "1 > 2 > 3 > 4", "1 = 2 = 3 = 4"):
+        found = nplora.fuse(*map(nplora.load, paths), mu=mu, protect=order)["unknown.m.x.y"].delta()
+        assert np.linalg.norm(found - total) < 1e-9 * np.linalg.norm(total)
+
+
 def test_two_adapters_are_the_pair(tmp_path: Path) -> None:
     """The pair's own order may be said, and turned round."""
     cat, ink, _ = map(nplora.load, files(tmp_path))

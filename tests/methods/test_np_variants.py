@@ -40,6 +40,38 @@ def pair(seed: int) -> tuple[Part, Part]:
     return part(rng, 11, 13, int(rng.integers(1, 6))), part(rng, 11, 13, int(rng.integers(1, 6)))
 
 
+# ------------------------------------------------------------------------------------------ one operator
+
+
+def weight_of_style(name: str, dW_s: np.ndarray) -> np.ndarray:
+    """C_s (n, n): which inputs matter to the style, by the projection's own reading."""
+    V = protected(dW_s)
+    return V @ V.T if name == "np" else dW_s.T @ dW_s / np.linalg.norm(dW_s, 2) ** 2
+
+
+@pytest.mark.parametrize("name", ["np", "np-spectral"])
+@given(seeds, st.sampled_from([0.0, 0.1, 0.5, 2.0, 100.0]))
+def test_a_projection_is_the_general_operator_with_its_own_c_s(name, seed, mu):
+    """``X = D_c C_c (C_c + mu C_s)^-1`` with ``C_c = I``."""
+    subject, style = pair(seed)
+    wanted = dense(subject) @ np.linalg.inv(np.eye(13) + mu * weight_of_style(name, dense(style)))
+    assert distance(projected(name, subject, style, mu=mu), wanted, [subject]) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["np", "np-spectral"])
+@given(seeds, st.sampled_from([0.1, 0.5, 5.0]))
+def test_a_projection_is_the_least_of_its_objective(name, seed, mu):
+    """``min_X ||X - D_c||^2 + mu tr(X C_s X^T)``."""
+    subject, style = pair(seed)
+    C, X, rng = weight_of_style(name, dense(style)), projected(name, subject, style, mu=mu), np.random.default_rng(seed)
+
+    def cost(Y: np.ndarray) -> float:
+        return np.linalg.norm(Y - dense(subject)) ** 2 + mu * np.trace(Y @ C @ Y.T)
+
+    for _ in range(5):
+        assert cost(X) <= cost(X + 1e-3 * rng.standard_normal(X.shape))
+
+
 # ------------------------------------------------------------------------------------------ by the spectrum
 
 

@@ -95,6 +95,14 @@ def test_peft_linear_has_cross_terms():
     assert distance(merged("peft-linear", parts), sum(map(dense, parts))) > 0.5
 
 
+def test_peft_ties_of_equal_adapters_at_a_half_each_is_half_and_density_1_still_drops():
+    half = stored(1, 0.5, 3.0)
+    assert distance(merged("peft-ties", [half, half], density=1.0), 0.5 * dense(stored(1, 1.0, 3.0))) < 1e-12
+    one, two = stored(1, 1.0, 3.0), stored(2, 1.0, 3.0)
+    opposed = merged("peft-ties", [one, two], density=1.0)
+    assert distance(opposed, merged("peft-linear", [one, two])) > 0.3
+
+
 # ------------------------------------------------------------------------------------------ kohya
 
 
