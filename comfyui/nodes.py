@@ -9,7 +9,7 @@ from comfy_api.latest import ComfyExtension, io, ui
 from nplora import Fusion, OutputError, compare, fuse
 from nplora.fusion.options import numeric_options
 from nplora.methods import find_method, known_methods
-from nplora.parameters import DTYPE, FORMAT, MU, STRENGTHS
+from nplora.parameters import DTYPE, FORMAT, MU, OVERRIDES, STRENGTHS
 
 from . import files
 from .sockets import sockets, values
@@ -17,7 +17,7 @@ from .sockets import sockets, values
 CATEGORY = "loaders/nplora"
 MOST = 6  # LoRAs of one node; a chain of nodes takes more
 FUSION = io.Custom("NPLORA_FUSION")
-# Saved workflows hold widget values by position: a new name goes to the end.
+# Saved workflows hold widget values by position: a new name goes to the end, after the loader's own sockets.
 SHOWN = ("mu", "directions", "side", "subject_strength", "style_strength", "calibrate", "rank", "energy")
 _OPTIONS = {parameter.name: parameter for parameter in numeric_options(find_method("np"), 2)}
 PAIR = tuple(_OPTIONS[name] for name in SHOWN)
@@ -73,6 +73,7 @@ class FuseTwo(io.ComfyNode):
                 _choice("style", "The LoRA of the style, whose directions are protected."),
                 *sockets(PAIR),
                 *_loader_sockets(),
+                *sockets((OVERRIDES,)),
             ],
             outputs=_outputs(),
         )  # fmt: skip
@@ -82,7 +83,9 @@ class FuseTwo(io.ComfyNode):
         cls, subject: str, style: str, model: Any, strength_model: float, strength_clip: float, clip: Any = None,
         **given: Any,
     ) -> io.NodeOutput:  # fmt: skip
-        return _fused([subject, style], "np", values(PAIR, given), model, clip, (strength_model, strength_clip))
+        return _fused(
+            [subject, style], "np", values((*PAIR, OVERRIDES), given), model, clip, (strength_model, strength_clip)
+        )
 
     @classmethod
     def fingerprint_inputs(cls, subject: str, style: str, **_given: Any) -> str:
@@ -112,6 +115,7 @@ class FuseMany(io.ComfyNode):
                 *loras,
                 io.DynamicCombo.Input("method", options=methods, tooltip="How to fuse: see `nplora methods`."),
                 *_loader_sockets(),
+                *sockets((OVERRIDES,)),
             ],
             outputs=_outputs(),
         )  # fmt: skip
@@ -124,7 +128,7 @@ class FuseMany(io.ComfyNode):
         chosen, strengths = cls._chosen(given)
         name = method["method"]
         rules = ",".join(f"{place}@*={strength!r}" for place, strength in enumerate(strengths, 1))
-        asked = {**values(find_method(name).options, method), STRENGTHS.name: rules}
+        asked = {**values(find_method(name).options, method), **values((OVERRIDES,), given), STRENGTHS.name: rules}
         return _fused(chosen, name, asked, model, clip, (strength_model, strength_clip))
 
     @classmethod

@@ -23,6 +23,7 @@ from nplora import adapters, algebra, formats, layouts, methods
 from nplora.checking import expectation
 from nplora.formats import keys
 from nplora.fusion import projection
+from nplora.recipes import read_recipe_text, run_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -96,6 +97,16 @@ def test_the_snippet_on_looking_runs(
     (snippet,) = blocks("docs/inspect.md", "python")
     exec(compile(snippet, "docs/inspect.md", "exec"), {})  # noqa: S102 - our own page
     assert "ComfyUI takes 2 of 8 keys and drops 6." in capsys.readouterr().out
+
+
+def test_the_recipes_run(folder: Path) -> None:
+    for seed, name in ((3, "dog"), (4, "oil")):
+        make(folder / f"{name}.safetensors", "kohya", seed=seed, rank=4, alpha=2)
+    shown = blocks("docs/recipes.md", "yaml")
+    assert any("overrides:" in text for text in shown)
+    for text in shown:
+        recipe, marks = read_recipe_text(text)
+        assert all(outcome.made for outcome in run_recipe(recipe, folder, marks=marks))
 
 
 @pytest.mark.consumer

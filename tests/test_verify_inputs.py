@@ -45,7 +45,7 @@ def test_only_parameters_that_change_numbers(tmp_path: Path) -> None:
         verify(output, dtype="fp32")
     assert str(caught.value) == (
         "dtype changes no number, so there is nothing to verify with it: expected mu, directions, side, "
-        "protect, calibrate, subject_strength, style_strength, strengths, components, base, dora, rank, energy, error, keep_style."
+        "protect, calibrate, subject_strength, style_strength, strengths, overrides, components, base, dora, rank, energy, error, keep_style."
     )
 
 

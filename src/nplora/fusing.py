@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .algebra.compression import Goal
@@ -12,17 +12,19 @@ from .fusion.fusable import require_count, require_fusable
 from .fusion.fused import Fused, FusedModule, Member, Progress
 from .fusion.leftovers import LeftOut
 from .fusion.merging import module_seed
-from .fusion.options import check_options
+from .fusion.options import check_options, goal_of, options_of, require_goal
+from .fusion.overrides import Overrides, read_overrides, require_reached
 from .fusion.pairing import Match, match_modules
+from .fusion.projection import Job
 from .fusion.protection import gives_way, jobs_of, numbered, priorities
 from .fusion.roles import roles
 from .fusion.sharing import share_jobs
 from .fusion.strengths import Strengths, read_rules, require_used
-from .methods import Method, find_method
+from .methods import Merge, Method, find_method
 from .output.computed import made
 from .output.report import fusion_report
 from .output.writing import save_fusion
-from .parameters import COMMON, FORMAT, check_all
+from .parameters import COMMON, FORMAT, Parameter, check_all
 from .reading.adapter import Adapter
 from .reading.base import BaseModel
 from .reading.expansion import expand
@@ -74,7 +76,7 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
         progress: called with (modules done, modules in all).
         **parameters: the method's own (for np: mu, directions, side) and those of every method: subject_strength,
             style_strength, components, base, dora, rank, energy, error, keep_style, format, dtype, device, strict,
-            allow_nonfinite.
+            allow_nonfinite. In parts of the model: ``strengths="style@up=0"``, ``overrides="mu@up=2"``.
 
     Returns:
         The fusion; nothing is computed before it is saved, reported or looked at.
@@ -90,43 +92,34 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
     inputs = dict(zip(roles(len(adapters)), adapters, strict=True))
     require_count(chosen, len(inputs))
     values = check_options(chosen, parameters, len(inputs))
-    goal = _goal(values, inputs)
+    overrides = _overrides(values, options_of(chosen, len(inputs)))
+    goal = goal_of(values, len(inputs))
     base = BaseModel(str(values["base"])) if values["base"] else None
     inputs = {role: expand(adapter, base, str(values["dora"])) for role, adapter in inputs.items()}
     left_out = _unread(inputs)
     matches = match_modules(inputs, component_filter(inputs, values["components"]), left_out)
-    own = {parameter.name: values[parameter.name] for parameter in chosen.parameters}
-    seed, side = int(values.get("seed", 0)), str(values.get("side", "input"))  # type: ignore[call-overload]
     paths = {role: adapter.path for role, adapter in inputs.items()}
-    calibrate = float(values.get("calibrate", 1.0))  # type: ignore[arg-type]
     strengths = _strengths(values, paths)
     require_used(strengths, _changed(matches, inputs))
+    require_reached(overrides, [match.name for match in matches])
     levels = priorities(values.get("protect"), paths)
     values["protect"] = numbered(levels, paths) if values.get("protect") else None
-    projects, modules = isinstance(chosen, Method) or len(inputs) == 2, {}
+    modules: dict[str, FusedModule] = {}
     for match in matches:
         members = _heard(match, strengths, left_out)
         if members:
-            require_fusable(members, chosen, values, inputs, levels)
-            modules[match.name] = FusedModule(
-                match.name,
-                members,
-                jobs_of(match.name, members, levels, side) if projects else {},
-                chosen,
-                own,
-                side,
-                calibrate,
-                module_seed(seed, match.name),
-                gives_way=gives_way(members, levels) if isinstance(chosen, Method) and chosen.rewrites else {},
-                goal=goal,
-            )
+            there = overrides.at(match.name)
+            here = {**values, **there}
+            require_fusable(members, chosen, here, inputs, levels)
+            far = goal_of(here, len(inputs), match.name) if there else goal
+            modules[match.name] = _module(match.name, members, chosen, levels, here, there, far)
     if not modules:
         raise UsageError(
             "nothing is left to write", expected="a module with a strength other than 0",
             hint="Check --components and the strengths.",
         )  # fmt: skip
-    if side == "input" and values.get("directions", "all") == "all":
-        share_jobs(modules)
+    require_goal(values, overrides, (module.goal for module in modules.values()))
+    share_jobs(modules)
     if values["strict"] and left_out:
         key, why = next(iter(left_out.items()))
         raise InputError(
@@ -135,27 +128,37 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
             hint="Go on without --strict to allow it.",
         )
     notes = tuple(f"{role}: {note}" for role, adapter in inputs.items() for note in adapter.notes)
-    return Fusion(inputs, chosen, values, strengths, modules, left_out, (*notes, *_unused(base)), progress, base=base)
+    return Fusion(
+        inputs, chosen, values, strengths, modules, left_out, (*notes, *_unused(base)), progress, base=base,
+        overrides=overrides,
+    )  # fmt: skip
 
 
-def _goal(values: Mapping[str, Any], inputs: Mapping[str, Adapter]) -> Goal | None:
-    """How far the result is to be compressed.
+def _module(
+    name: str,
+    members: tuple[Member, ...],
+    method: Method | Merge,
+    levels: Mapping[str, int],
+    values: Mapping[str, Any],
+    others: Mapping[str, object],
+    goal: Goal | None,
+) -> FusedModule:
+    """One module of a fusion.
 
-    Raises:
-        UsageError: energy and error together, or a style to be kept that is not there or by nothing.
+    Args:
+        values: the options that hold in it; others: those of them that are not what they are elsewhere.
     """
-    rank, energy, error, keep = (values[name] for name in ("rank", "energy", "error", "keep_style"))
-    if energy is not None and error is not None:
-        raise UsageError("--energy and --error say the same in two ways", hint="Give one of them.")
-    if keep and "style" not in inputs:
-        raise UsageError("--keep-style needs a subject and a style", got=f"{len(inputs)} adapters")
-    if rank is None and energy is None and error is None:
-        if keep:
-            raise UsageError(
-                "--keep-style says how to compress, but not how far", hint="Add --rank, --energy or --error."
-            )
-        return None
-    return Goal(rank, energy, error, bool(keep))
+    own, side = {p.name: values[p.name] for p in method.parameters}, str(values.get("side", "input"))
+    calibrate, seed = float(values.get("calibrate", 1.0)), int(values.get("seed", 0))
+    rewrites = isinstance(method, Method) and method.rewrites
+    jobs: Mapping[str, Job] = {}
+    if isinstance(method, Method) or len(levels) == 2:
+        different = {n: value for n, value in others.items() if n in own or n == "calibrate"} if rewrites else {}
+        jobs = jobs_of(name, members, levels, side, tuple(sorted(different.items())))
+    return FusedModule(
+        name, members, jobs, method, own, side, calibrate, module_seed(seed, name),
+        gives_way=gives_way(members, levels) if rewrites else {}, goal=goal,
+    )  # fmt: skip
 
 
 def _unused(base: BaseModel | None) -> tuple[str, ...]:
@@ -200,6 +203,13 @@ def _strengths(values: dict[str, object], paths: Mapping[str, str]) -> Strengths
     return Strengths(everywhere, rules)
 
 
+def _overrides(values: dict[str, object], options: Sequence[Parameter]) -> Overrides:
+    """The rules for parts of the model; their texts in `values` become those of checked values."""
+    overrides = read_overrides(values["overrides"], options)
+    values["overrides"] = overrides.texts or None
+    return overrides
+
+
 def _changed(matches: list[Match], inputs: Mapping[str, Adapter]) -> dict[str, list[str]]:
     """Role -> the names of what the adapter changes, norms and biases too."""
     changed = {role: [name for name, _ in adapter.vectors] for role, adapter in inputs.items()}
@@ -229,7 +239,8 @@ def alone(adapter: Adapter, **options: object) -> Fusion:
     With a base model, kinds that depend on it are written out as what they add.
     """
     values, method = check_all(COMMON, options), find_method("linear")
-    goal = _goal(values, {"subject": adapter})
+    overrides = _overrides(values, COMMON)
+    goal = goal_of(values, 1)
     base = BaseModel(str(values["base"])) if values["base"] else None
     adapter = expand(adapter, base, str(values["dora"]), keep=base is None)
     inputs = {"subject": adapter}
@@ -238,18 +249,15 @@ def alone(adapter: Adapter, **options: object) -> Fusion:
     left_out = _unread(inputs)
     for name, module in adapter.items():
         if kept is None or module.component in kept:
-            modules[name] = FusedModule(name, (Member("subject", module, 1.0),), {}, method, {}, goal=goal)
+            there = overrides.at(name)
+            far = goal_of({**values, **there}, 1, name) if there else goal
+            modules[name] = FusedModule(name, (Member("subject", module, 1.0),), {}, method, {}, goal=far)
         else:
             left_out.add("subject", module.keys, "not among --components")
+    require_reached(overrides, modules)
+    notes = (*adapter.notes, *_unused(base))
     return Fusion(
-        inputs,
-        None,
-        values,
-        Strengths({"subject": 1.0}),
-        modules,
-        left_out,
-        (*adapter.notes, *_unused(base)),
-        base=base,
+        inputs, None, values, Strengths({"subject": 1.0}), modules, left_out, notes, base=base, overrides=overrides
     )
 
 
@@ -269,7 +277,7 @@ def convert(
         path: a ``.safetensors`` file, or a folder for the peft format.
         format, dtype: as in `fuse`.
         overwrite: replace an existing output.
-        **options: components, base, dora, rank, energy, error, as in `fuse`.
+        **options: components, base, dora, rank, energy, error, overrides, as in `fuse`.
 
     Returns:
         The report, as of `Fusion.save`.

@@ -20,8 +20,9 @@ class Parameter:
     """One parameter: what it may be, what it is by default, and what it does in a sentence.
 
     ``kind`` is "number", "count" (a whole number, never below 0), "choice", "flag", "names", "order", "strengths",
-    "path" (a file or a folder) or "directions". ``low`` and ``high`` bound a number (both inclusive; ``high`` may be
-    infinite, and then "inf" is a value).
+    "overrides", "path" (a file or a folder) or "directions". ``low`` and ``high`` bound a number (both inclusive;
+    ``high`` may be infinite, and then "inf" is a value). ``whole`` says that it holds for the whole file: it cannot be
+    another in a part of the model.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Parameter:
     high: float = math.inf
     choices: tuple[str, ...] = ()
     spelling: str = ""  # on the command line, where it is not the name's
+    whole: bool = False
 
     @property
     def option(self) -> str:
@@ -146,36 +148,60 @@ def _path(parameter: Parameter, value: Value) -> str:
     return path
 
 
-def _strengths(parameter: Parameter, value: Value) -> tuple[str, ...]:
-    rules = []
-    for place, number in _places(value):
-        who, mark, where = place.partition("@")
-        if not who.strip() or (mark and not where.strip()):
+def _rules(parameter: Parameter, value: Value) -> tuple[str, ...]:
+    """Rules ``WHO@WHERE=NUMBER`` (strengths) or ``PARAMETER@WHERE=VALUE`` (overrides) as texts."""
+    strengths, rules = parameter.kind == "strengths", []
+    for place, given in _places(value):
+        what, mark, where = (word.strip() for word in place.partition("@"))
+        if not what or (mark and not where) or "," in place:
             raise ValueError
-        rules.append(f"{who.strip()}@{where.strip() or '*'}={_number(parameter, number)!r}")
+        what = what if strengths else what.replace("-", "_")
+        rules.append(f"{what}@{where or '*'}={repr(_number(parameter, given)) if strengths else word_of(given)}")
     if not rules:
         raise ValueError
     return tuple(rules)
 
 
 def _places(value: Value) -> list[tuple[str, Value]]:
-    """(who@where, number) from a text, from several, or from a mapping, which may be nested."""
+    """(what@where, value) from a text, from a mapping (nested, or a table with ``where``), or from several of them."""
+    if isinstance(value, Mapping) and "where" in value:
+        if not isinstance(value["where"], str) or not value["where"].strip():
+            raise TypeError
+        return [(f"{what}@{value['where']}", given) for what, given in value.items() if what != "where"]
     if isinstance(value, Mapping):
         found = []
-        for who, inner in value.items():
+        for what, inner in value.items():
             nested = inner.items() if isinstance(inner, Mapping) else ((None, inner),)
-            found += [(str(who) if where is None else f"{who}@{where}", number) for where, number in nested]
+            found += [(str(what) if where is None else f"{what}@{where}", given) for where, given in nested]
         return found
-    texts = value.split(",") if isinstance(value, str) else [t for item in value for t in item.split(",")]  # type: ignore[attr-defined]
-    split = [text.rpartition("=") for text in texts]
-    return [(place, number) for place, _, number in split]
+    if isinstance(value, str):
+        split = [text.rpartition("=") for text in value.split(",")]
+        return [(place, given) for place, _, given in split]
+    return [rule for item in value for rule in _places(item)]  # type: ignore[attr-defined]
+
+
+def word_of(value: Value) -> str:
+    """A value as a rule's text says it.
+
+    >>> [word_of(value) for value in (2, 0.5, math.inf, True, "all")]
+    ['2', '0.5', 'inf', 'yes', 'all']
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | str):
+        word = str(value).strip()
+        if not word:
+            raise ValueError
+        return word
+    return repr(float(value))  # type: ignore[arg-type]
 
 
 _KINDS: Mapping[str, tuple[Callable[[Parameter, Value], Value], str]] = {
     "count": (_count, "a whole number"),
     "path": (_path, "a file or a folder"),
     "flag": (_flag, "yes or no"),
-    "strengths": (_strengths, "WHO@WHERE=NUMBER, or several with commas between them, such as style@up=1,style@*=0"),
+    "strengths": (_rules, "WHO@WHERE=NUMBER, or several with commas between them, such as style@up=1,style@*=0"),
+    "overrides": (_rules, "PARAMETER@WHERE=VALUE, or several with commas between them, such as mu@up=2,rank@down=8"),
     "order": (_order, 'names with > between them, the most protected first, and = between equals, such as "c > b = a"'),
     "names": (_names, "names separated by commas"),
     "directions": (_directions, '"all", a count such as 4, or a share of the energy such as 0.95'),
@@ -211,35 +237,47 @@ CALIBRATE = Parameter(
 PROTECT = Parameter(
     "protect", "order", None,
     'Who is protected from whom, such as "c > b = a"; by default each adapter from all that are named before it.',
+    whole=True,
 )  # fmt: skip
 SEED = Parameter(
     "seed", "count", 0,
-    "Seed of methods with randomness; each module's own follows from it and the module's name.", low=0,
+    "Seed of methods with randomness; each module's own follows from it and the module's name.", low=0, whole=True,
 )  # fmt: skip
 SUBJECT_STRENGTH = Parameter(
-    "subject_strength", "number", 1.0, "Strength of the subject; 0 leaves it out, negative values subtract it."
-)
+    "subject_strength",
+    "number",
+    1.0,
+    "Strength of the subject; 0 leaves it out, negative values subtract it.",
+    whole=True,
+)  # fmt: skip
 STYLE_STRENGTH = Parameter(
-    "style_strength", "number", 1.0, "Strength of the style; 0 leaves it out, negative values subtract it."
-)
+    "style_strength", "number", 1.0, "Strength of the style; 0 leaves it out, negative values subtract it.",
+    whole=True,
+)  # fmt: skip
 STRENGTHS = Parameter(
     "strengths", "strengths", None,
     "Strengths in parts of the model, such as style@up=0 or cat@*.attn1.*=0.8; the first that means a module counts.",
-    spelling="--strength",
+    spelling="--strength", whole=True,
+)  # fmt: skip
+OVERRIDES = Parameter(
+    "overrides", "overrides", None,
+    "Parameters in parts of the model, such as mu@up=2 or rank@attention=8; the first that means a module counts.",
+    spelling="--override", whole=True,
 )  # fmt: skip
 COMPONENTS = Parameter(
     "components", "names", None,
     "Only these parts of the model, for example unet,text_encoder; the rest is left out and named in the report.",
+    whole=True,
 )  # fmt: skip
 FORMAT = Parameter(
     "format", "choice", "auto",
     "How the output is named: auto is the inputs' common format, else the subject's.",
-    choices=("auto", "same", "kohya", "diffusers", "peft"),
+    choices=("auto", "same", "kohya", "diffusers", "peft"), whole=True,
 )  # fmt: skip
 DTYPE = Parameter(
     "dtype", "choice", "same",
     "Number type of the output: same keeps each module's own (the wider of the two where they differ).",
-    choices=("same", "fp32", "fp16", "bf16"),
+    choices=("same", "fp32", "fp16", "bf16"), whole=True,
 )  # fmt: skip
 DEVICE = Parameter(
     "device",
@@ -247,19 +285,22 @@ DEVICE = Parameter(
     "cpu",
     "Where to compute; anything but cpu needs the torch extra.",
     choices=("cpu", "cuda", "mps"),
+    whole=True,
 )
 BASE = Parameter(
     "base", "path", None,
     "The base model (a checkpoint or a diffusers folder), for kinds whose update depends on it: DoRA, OFT, BOFT, IA3, "
-    "GLoRA. Only the weights that are needed are read.",
+    "GLoRA. Only the weights that are needed are read.", whole=True,
 )  # fmt: skip
 DORA = Parameter(
     "dora", "choice", "exact",
     "What becomes of DoRA's magnitudes: exact keeps them and needs --base; ignore uses the direction alone.",
-    choices=("exact", "ignore"),
+    choices=("exact", "ignore"), whole=True,
 )  # fmt: skip
-STRICT = Parameter("strict", "flag", False, "Make every key that would be left out an error.")
-ALLOW_NONFINITE = Parameter("allow_nonfinite", "flag", False, "Go on although an input holds NaN or infinity.")
+STRICT = Parameter("strict", "flag", False, "Make every key that would be left out an error.", whole=True)
+ALLOW_NONFINITE = Parameter(
+    "allow_nonfinite", "flag", False, "Go on although an input holds NaN or infinity.", whole=True
+)
 
 # Of the merges in `methods/`, several of which share a parameter.
 DENSITY = Parameter("density", "number", 0.2, "Share of the entries that is kept.", low=0.0, high=1.0)
@@ -300,7 +341,7 @@ KEEP_STYLE = Parameter(
 
 # What `fuse` understands whatever the method, in the order in which help and reports show it.
 COMMON = (
-    SUBJECT_STRENGTH, STYLE_STRENGTH, STRENGTHS, COMPONENTS, BASE, DORA, RANK, ENERGY, ERROR, KEEP_STYLE,
+    SUBJECT_STRENGTH, STYLE_STRENGTH, STRENGTHS, OVERRIDES, COMPONENTS, BASE, DORA, RANK, ENERGY, ERROR, KEEP_STYLE,
     FORMAT, DTYPE, DEVICE, STRICT, ALLOW_NONFINITE,
 )  # fmt: skip
 PAIR_ONLY = (SUBJECT_STRENGTH, STYLE_STRENGTH)  # names of two adapters; of more, each has a letter

@@ -42,15 +42,21 @@ def test_fuse_with_every_option(nplora: Nplora, tmp_path: Path) -> None:
     ran = nplora(
         "fuse cat.safetensors ink.safetensors -o out.safetensors --mu inf --directions 0.9 --side output --device cpu "
         "--subject-strength -0.5 --style-strength 1.1 --strength ink@attention=0.5 --strength 1@mlp=2,*@down=1 --protect ink>cat "
+        "--override mu@attention=2 --override rank@mlp=3,directions@mlp=2 "
         "--calibrate 1.5 --components unet --format diffusers --dtype fp32 "
         "--allow-nonfinite --report out.json"
     )
     assert (ran.status, ran.err) == (0, "")
     assert "  left out        3 keys, not among --components: " in ran.out
+    assert (
+        "  in parts        mu 2.0 in 3 modules of attention, rank 3 in 1 module of mlp, directions 2 in 1 module of mlp"
+        in ran.out
+    )
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["parameters"] == {
         "mu": "inf", "directions": 0.9, "side": "output", "protect": "2 > 1", "calibrate": 1.5, "subject_strength": -0.5,
-        "style_strength": 1.1, "strengths": ["2@attention=0.5", "1@mlp=2.0", "*@down=1.0"], "components": ["unet"],
+        "style_strength": 1.1, "strengths": ["2@attention=0.5", "1@mlp=2.0", "*@down=1.0"],
+            "overrides": ["mu@attention=2.0", "rank@mlp=3", "directions@mlp=2"], "components": ["unet"],
         "base": None, "dora": "exact", "rank": None, "energy": None, "error": None, "keep_style": False,
         "format": "diffusers", "dtype": "fp32", "device": "cpu", "strict": False,
         "allow_nonfinite": True,

@@ -56,6 +56,32 @@ USAGE = {
         "style@up=1,style@*=0, got ('ink',). Strengths in parts of the model, such as style@up=0 or cat@*.attn1.*=0.8; the "
         "first that means a module counts."
     ),
+    f"{FUSE} --override mu": (
+        "overrides is out of range: expected PARAMETER@WHERE=VALUE, or several with commas between them, such as "
+        "mu@up=2,rank@down=8, got ('mu',). Parameters in parts of the model, such as mu@up=2 or rank@attention=8; the first "
+        "that means a module counts."
+    ),
+    f"{FUSE} --override mu@attention=-1": (
+        f"mu@attention: mu is out of range: expected a number from 0 to inf, got '-1'. {MU}"
+    ),
+    f"{FUSE} --override mu@up=2": (
+        "mu@up: no module is called up: expected one of down, attention, cross-attention, mlp, text, text_encoder, unet. A "
+        'module\'s name, its beginning, or a glob such as "*.attn1.*" will do as well.'
+    ),
+    f"{FUSE} --override mu@down=2 --override mu@mlp=1": (
+        "mu@mlp: this is never reached: earlier ones decide about all that it means: got 1.0. The first that means a module "
+        "counts: put the general ones last."
+    ),
+    f"{FUSE} --method svd --override mu@down=2": (
+        "mu@down: this fusion has no parameter mu: expected one of rank, energy, error, keep_style."
+    ),
+    f"{FUSE} --method dare --override seed@down=2": (
+        "seed@down: seed holds for the whole file. Give it without a place: --seed."
+    ),
+    f"{FUSE} --override style-strength@down=2": (
+        "style_strength@down: style_strength holds for the whole file. Strengths in parts of the model have rules of their "
+        "own: --strength style@up=0."
+    ),
     f"{FUSE} --protect ink": (
         "protect must name every adapter once: expected style > subject, got ink. The first is the most protected; = gives "
         "two the same priority."

@@ -170,6 +170,24 @@ def test_three_files_by_a_method(root, nodes, method):
     assert_patched(*made.args[:2], dense(expected))
 
 
+def test_parameters_in_parts_of_the_model(root, nodes):
+    base, rules = standin.Patched("sd15-wide"), "mu@*.attn2.*=inf, directions@text=2"
+    two = {"subject": "cat.safetensors", "style": "ink.safetensors", "overrides": rules}
+    made = standin.run(nodes["NploraFuseTwo"], **two, model=base, clip=base)
+    assert_patched(*made.args[:2], dense(nplora.fuse(*loras(root, "cat", "ink"), overrides=rules)))
+    assert "mu = 0.5, inf in *.attn2.*" in made.args[3]
+    many = {"lora_1": "cat.safetensors", "lora_2": "ink.safetensors", "method": {"method": "svd"}}
+    made = standin.run(nodes["NploraFuseMany"], **many, overrides="rank@attention=1", model=base, clip=base)
+    expected = nplora.fuse(*loras(root, "cat", "ink"), method="svd", overrides={"rank": {"attention": 1}})
+    assert_patched(*made.args[:2], dense(expected))
+
+
+def test_a_widget_that_came_later_stands_last(nodes):
+    """Saved workflows hold widget values by position."""
+    for node in ("NploraFuseTwo", "NploraFuseMany"):
+        assert standin.schema_of(nodes[node]).inputs[-1].id == "overrides"
+
+
 def test_the_picture_and_the_words_of_a_pair(nodes):
     made = standin.run(nodes["NploraCompare"], subject="cat.safetensors", style="ink.safetensors")
     picture, report = made.args

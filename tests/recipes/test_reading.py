@@ -20,6 +20,8 @@ inputs:
 method: [np, linear]
 parameters:
   mu: [0.25, inf]
+overrides:
+  - {where: up, mu: [1, inf], rank: 8}
 output:
   folder: out
   name: "{subject}-{style}-{method}-{mu}"
@@ -32,11 +34,14 @@ def test_every_field_is_understood() -> None:
     assert recipe.inputs["subject"] == Input("cat.safetensors", strength=0.9)
     assert recipe.inputs["style"] == ["ink.safetensors", Input("oil.safetensors", "12")]
     assert (recipe.method, recipe.parameters) == (["np", "linear"], {"mu": [0.25, "inf"]})
+    assert recipe.overrides == [{"where": "up", "mu": [1, "inf"], "rank": 8}]
+    assert marks.lines["overrides", 0, "rank"] == 10
     assert (recipe.output.folder, recipe.output.format, recipe.output.dtype) == ("out", "kohya", "same")
     assert marks.lines["inputs", "style", 1, "sha256"] == 5
     assert marks.lines["parameters", "mu"] == 8
 
 
+WHERE = "a block such as up, a component, the beginning of a module's name, or a glob"
 PLACE = "output: {path: x}\n"
 
 
@@ -53,8 +58,14 @@ PLACE = "output: {path: x}\n"
         (PLACE + "inputs:\n  s:\n  - a\n  - {path: x, strength: high}", "r.yaml, line 5: inputs.s[1].strength: wrong sort of value: expected a number or a list, got text."),
         (PLACE + "inputs: {s: []}", "r.yaml, line 2: inputs.s: the list is empty: expected at least one adapter."),
         (PLACE + "inputs: {s: a}\nmethud: np", "r.yaml, line 3: methud: there is no such field. Did you mean method?"),
-        (PLACE + "inputs: {s: a}\ncolour: red", "r.yaml, line 3: colour: there is no such field. There are: inputs, output, method, parameters, nplora."),
+        (PLACE + "inputs: {s: a}\ncolour: red", "r.yaml, line 3: colour: there is no such field. There are: inputs, output, method, parameters, overrides, nplora."),
         (PLACE + "inputs: {s: a}\nmethod: 3", "r.yaml, line 3: method: wrong sort of value: expected text or a list, got a number."),
+        (PLACE + "inputs: {s: a}\noverrides: {where: up}", "r.yaml, line 3: overrides: wrong sort of value: expected a list, got fields."),
+        (PLACE + "inputs: {s: a}\noverrides:\n- up", "r.yaml, line 4: overrides[0]: this is no override: expected fields such as where and mu, got text."),
+        (PLACE + "inputs: {s: a}\noverrides:\n- {where: up, mu: 2}\n- mu: 2", f"r.yaml, line 5: overrides[1]: the field where is missing: expected {WHERE}. See docs/recipes.md."),
+        (PLACE + "inputs: {s: a}\noverrides:\n- mu: 2\n  where: [up, mid]", f"r.yaml, line 5: overrides[0].where: this is no part of a model: expected {WHERE}, got a list."),
+        (PLACE + "inputs: {s: a}\noverrides:\n- mu: 2\n  where: ' '", f"r.yaml, line 5: overrides[0].where: this is no part of a model: expected {WHERE}, got ' '."),
+        (PLACE + "inputs: {s: a}\noverrides:\n- where: up", "r.yaml, line 4: overrides[0]: nothing is set here: expected a parameter beside where, such as mu: 2."),
         ("inputs: {s: a}\noutput:\n  fromat: x", "r.yaml, line 3: output.fromat: there is no such field. Did you mean format?"),
         ("inputs: {s: a}\noutput:\n  path: 1", "r.yaml, line 3: output.path: wrong sort of value: expected text, got a number."),
         ("inputs:\n  a: b\n  a: c", "r.yaml, line 3: inputs.a: the field is given twice, on line 2 too. Keep one of them."),

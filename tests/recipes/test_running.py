@@ -98,6 +98,9 @@ def test_progress_counts_every_fusion(folder: Path) -> None:
     assert seen == [(number, 8) for number in range(1, 9)]
 
 
+OVERRIDE = PAIR + "output: {path: o.safetensors}\noverrides:\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -105,6 +108,13 @@ def test_progress_counts_every_fusion(folder: Path) -> None:
         (PAIR + "output: {path: o.safetensors}\nparameters:\n  mue: 1", "r.yaml, line 4: parameters.mue: there is no parameter 'mue'. Did you mean mu?"),
         (PAIR + "output: {path: o.safetensors}\nparameters:\n  mu: [1, -1]", "r.yaml, line 4: parameters.mu[1]: mu is out of range: expected a number from 0 to inf, got -1. How strongly the style's directions are protected: 0 is plain addition, inf the hard projection."),
         (PAIR + "output: {path: o.safetensors}\nparameters:\n  mu: [1, 2]", "r.yaml, line 2: output.path: one path for many results. Give output.folder, and output.name if you like: {subject}-{style}."),
+        (OVERRIDE + "- {where: attention, mue: 1}", "r.yaml, line 4: overrides[0].mue: there is no parameter 'mue'. Did you mean mu?"),
+        (OVERRIDE + "- where: attention\n  mu: [1, -1]", "r.yaml, line 5: overrides[0].mu[1]: mu is out of range: expected a number from 0 to inf, got -1. How strongly the style's directions are protected: 0 is plain addition, inf the hard projection."),
+        (OVERRIDE + "- where: attention\n  protect: 2 > 1", "r.yaml, line 5: overrides[0].protect: protect holds for the whole file. Give it without a place: --protect."),
+        (OVERRIDE + "- where: attention\n  keep_style: 1", "r.yaml, line 5: overrides[0].keep_style: keep_style is out of range: expected yes or no, got 1. Compress only what lies outside the style's input directions, whose response stays as it is."),
+        (OVERRIDE + "- {where: mlp, mu: 1}\n- {where: up, mu: 1}", "r.yaml, line 5: overrides[1].mu: no module is called up: expected one of down, attention, cross-attention, mlp, unet. A module's name, its beginning, or a glob such as \"*.attn1.*\" will do as well."),
+        (OVERRIDE + "- {where: unet, mu: 1}\n- {where: mlp, mu: 2}", "r.yaml, line 5: overrides[1].mu: this is never reached: earlier ones decide about all that it means: got 2.0. The first that means a module counts: put the general ones last."),
+        (OVERRIDE + "- {where: mlp, mu: [1, 2]}", "r.yaml, line 2: output.path: one path for many results. Give output.folder, and output.name if you like: {subject}-{style}."),
         (PAIR + "output: {path: o.safetensors, name: x}", "r.yaml, line 2: output: path stands beside folder or name. path is for one result; folder and name are for many."),
         (PAIR + "output: {format: kohya}", "r.yaml, line 2: output: no place for the result: expected path, or folder for many results."),
         (PAIR + "parameters: {mu: [1, 2]}\noutput:\n  folder: out\n  name: '{style}'", "r.yaml, line 3: output: two results would be called ink.safetensors. Name what varies: {mu}."),
@@ -177,3 +187,69 @@ def test_a_strength_is_its_adapter_s_whatever_the_role_is_called(folder: Path) -
     text = "inputs: {a: {path: cat.safetensors, strength: 0.5}, b: dog.safetensors}\nmethod: svd\noutput: {path: o.safetensors}"
     run(text, folder)
     assert recipe_of(folder / "o.safetensors").inputs["subject"].strength == 0.5
+
+
+IN_PARTS = """\
+parameters: {mu: 1.0, rank: 6}
+overrides:
+- {where: cross-attention, mu: inf, directions: 2}
+- {where: "*.attn1.*", mu: 2}
+- {where: mlp, rank: 5, keep_style: yes}
+output: {path: out.safetensors}
+"""
+
+
+def test_overrides_are_those_of_fuse_and_come_back_from_the_file(folder: Path) -> None:
+    assert run(PAIR + IN_PARTS, folder) == [("out.safetensors", True)]
+    made = (folder / "out.safetensors").read_bytes()
+    cat, ink = (nplora.load(folder / f"{name}.safetensors") for name in ("cat", "ink"))
+    rules = "mu@cross-attention=inf, directions@cross-attention=2, mu@*.attn1.*=2, rank@mlp=5, keep-style@mlp=yes"
+    (folder / "by-hand").mkdir()
+    nplora.fuse(cat, ink, mu=1, rank=6, overrides=rules).save(folder / "by-hand/out.safetensors")
+    assert (folder / "by-hand/out.safetensors").read_bytes() == made
+    recipe = recipe_of(folder / "out.safetensors")
+    assert recipe.overrides == [
+        {"where": "cross-attention", "mu": "inf", "directions": 2}, {"where": "*.attn1.*", "mu": 2.0},
+        {"where": "mlp", "rank": 5, "keep_style": True},
+    ]  # fmt: skip
+    assert "overrides" not in recipe.parameters
+    assert run(recipe_yaml(recipe), folder) == [("out.safetensors", False)]
+    (folder / "out.safetensors").unlink()
+    assert run(recipe_yaml(recipe), folder) == [("out.safetensors", True)]
+    assert (folder / "out.safetensors").read_bytes() == made
+    assert nplora.verify(folder / "out.safetensors").passed
+
+
+def test_rules_of_one_place_that_do_not_stand_together_keep_their_order(folder: Path) -> None:
+    text = (
+        PAIR
+        + "overrides:\n- {where: attention, mu: 1}\n- {where: '*', mu: 2}\n- {where: attention, directions: 1}\noutput: {path: o.safetensors}"
+    )
+    run(text, folder)
+    tables = [{"where": "attention", "mu": 1.0}, {"where": "*", "mu": 2.0}, {"where": "attention", "directions": 1}]
+    assert recipe_of(folder / "o.safetensors").overrides == tables
+
+
+def test_an_override_is_swept_like_a_parameter(folder: Path) -> None:
+    text = (
+        PAIR
+        + "method: [np, linear]\noverrides:\n- {where: '*.attn1.*', mu: [1, inf]}\n- {where: mlp, mu: 2}\noutput: {folder: out}"
+    )
+    names = ["cat-ink-np-mu@attn11", "cat-ink-np-mu@attn1inf", "cat-ink-linear"]
+    assert run(text, folder) == [(f"{name}.safetensors", True) for name in names]
+    assert recipe_of(folder / "out/cat-ink-linear.safetensors").overrides == []
+    assert recipe_of(folder / "out/cat-ink-np-mu@attn1inf.safetensors").overrides[0] == {
+        "where": "*.attn1.*",
+        "mu": "inf",
+    }
+    named = text.replace("folder: out", "folder: out, name: '{method} {mu@*.attn1.*}'").replace("[np, linear]", "np")
+    assert run(named, folder) == [("np 1.safetensors", True), ("np inf.safetensors", True)]
+
+
+def test_a_conversion_has_overrides_too(folder: Path) -> None:
+    text = "inputs: {subject: ink.safetensors}\nmethod: convert\noverrides:\n- {where: mlp, rank: 1}\noutput: {path: o.safetensors}"
+    run(text, folder)
+    ranks = {module.update.rank for module in nplora.load(folder / "o.safetensors").modules.values()}
+    assert ranks == {1, 4}
+    assert run(recipe_yaml(recipe_of(folder / "o.safetensors")), folder) == [("o.safetensors", False)]
+    assert nplora.verify(folder / "o.safetensors").passed

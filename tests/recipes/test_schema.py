@@ -14,7 +14,7 @@ from nplora.recipes import recipe_schema
 from nplora.recipes.running import method_parameters
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "recipe.schema.json"
-GOOD = "{inputs: {subject: [a, {path: b, strength: [1, 2]}], style: c}, method: [np], parameters: {mu: [0.5, inf]}, output: {folder: x}}"
+GOOD = "{inputs: {subject: [a, {path: b, strength: [1, 2]}], style: c}, method: [np], parameters: {mu: [0.5, inf]}, overrides: [{where: up, mu: [2, inf]}, {where: mlp, rank: 8}], output: {folder: x}}"
 
 
 def test_the_file_is_the_code_s() -> None:
@@ -39,7 +39,7 @@ def test_it_takes_a_good_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("good", "bad"),
-    [("[np]", "[nq]"), ("mu: [0.5", "mu: [-1"), ("mu:", "nu:"), ("path: b", "pth: b"), ("output", "outptu"), ("folder: x", "folder: 3")],
+    [("[np]", "[nq]"), ("mu: [0.5", "mu: [-1"), ("mu:", "nu:"), ("path: b", "pth: b"), ("where: up", "wher: up"), ("mu: [2", "mu: [-2"), ("where: mlp, rank: 8", "where: mlp"), ("rank: 8", "seed: 8"), ("where: mlp", "where: 3"), ("output", "outptu"), ("folder: x", "folder: 3")],
 )  # fmt: skip
 def test_it_refuses_what_the_reader_refuses(good: str, bad: str) -> None:
     with pytest.raises(jsonschema.ValidationError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from statistics import median
@@ -28,6 +28,7 @@ from ..fusion.options import options_of
 from ..fusion.overlap import Summary, percent, summarise
 from ..methods import find_method, known_methods
 from ..output.computed import made
+from ..parameters import OVERRIDES
 from ..reading.adapter import Adapter
 from ..storage import ITEM_BITS, wider
 from ..threads import run_threads
@@ -118,12 +119,21 @@ def compare_methods(
 
 
 def _shared_options(names: Sequence[str], options: Mapping[str, Any], count: int) -> dict[str, dict[str, Any]]:
-    """Method -> those of the options that it has."""
+    """Method -> those of the options that it has; of the overrides, those that set one of them."""
     having = {name: {p.name for p in options_of(find_method(name), count)} for name in names}
-    for option in options:
+    rules = OVERRIDES.check(options[OVERRIDES.name]) if options.get(OVERRIDES.name) else ()
+    for option in [*options, *(rule.partition("@")[0] for rule in rules)]:  # type: ignore[attr-defined]
         if not any(option in known for known in having.values()):
             raise UsageError(f"none of the methods has an option {option}", got=", ".join(names))
-    return {name: {o: value for o, value in options.items() if o in known} for name, known in having.items()}
+    return {name: _fitting(options, known) for name, known in having.items()}
+
+
+def _fitting(options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    found = {name: value for name, value in options.items() if name in known}
+    if found.get(OVERRIDES.name):
+        rules: Any = OVERRIDES.check(found[OVERRIDES.name])
+        found[OVERRIDES.name] = tuple(rule for rule in rules if rule.partition("@")[0] in known) or None
+    return found
 
 
 def _run(adapters: Sequence[Adapter], name: str, options: Mapping[str, Any]) -> Made:
@@ -191,7 +201,7 @@ def _measure(module: FusedModule, style: str) -> _Module:
 def _overlap(adapters: Sequence[Adapter], options: Mapping[str, Any]) -> Summary:
     """Of the first adapter with what it meets, at the strengths asked for."""
     own = {p.name for p in options_of(find_method("linear"), len(adapters))}
-    overlaps = fuse(*adapters, method="linear", **{o: v for o, v in options.items() if o in own}).overlaps
+    overlaps = fuse(*adapters, method="linear", **_fitting(options, own)).overlaps
     first = next((overlap.role for overlap in overlaps.values()), "")
     return summarise(overlap for overlap in overlaps.values() if overlap.role == first)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from ..parameters import BASE, COMPONENTS, DORA, DTYPE, ENERGY, ERROR, FORMAT, RANK
+from ..parameters import BASE, COMPONENTS, DORA, DTYPE, ENERGY, ERROR, FORMAT, OVERRIDES, RANK
 from .fuse import compressed, left_out, require_free
 from .options import take, with_parameters
 from .text import count, facts, paragraph, say, size, write_json
 
-PARAMETERS = (FORMAT, DTYPE, COMPONENTS, BASE, DORA, RANK, ENERGY, ERROR)
+PARAMETERS = (FORMAT, DTYPE, COMPONENTS, BASE, DORA, RANK, ENERGY, ERROR, OVERRIDES)
 
 
 @click.command(short_help="Write an adapter in another format or number type.")
@@ -24,7 +24,8 @@ def command(adapter: str, output: str, overwrite: bool, report: str | None, quie
 
     Every module adds the same to its weight as before; only names, scales and the number type change. With --base,
     kinds that depend on the base model (DoRA, OFT, ...) become what they add to it; --rank, --energy and --error
-    compress every module to the nearest one of fewer ranks and print the exact error.
+    compress every module to the nearest one of fewer ranks and print the exact error; --override rank@up=8 does so in a
+    part of the model.
     """
     from .. import convert, load
     from ..storage import TensorFile

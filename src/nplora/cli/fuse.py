@@ -90,6 +90,7 @@ def _facts(fusion: Fusion, done: dict[str, Any], report: str | None) -> list[tup
     rows = [("written", f"{done['output']}: {_made_of(fusion, done)}"), ("modules", _modules(done["modules"]))]
     if done["biases_and_norms_added"]:
         rows.append(("added", f"{count(len(done['biases_and_norms_added']), 'bias or norm delta')}, by strength"))
+    rows += [("in parts", in_parts(done))] if "overrides" in done else []
     rows += compressed(done) + left_out(done, report)
     rows += [(f"{role} words", ", ".join(words)) for role, words in done["trigger_words"].items() if words]
     return rows + [("note", note) for note in done["notes"]]
@@ -113,6 +114,14 @@ def _modules(counts: dict[str, Any]) -> str:
     named = ((f"the {role}" if role in ("subject", "style") else role, number) for role, number in roles)
     passed = [f"{number} of {name} alone" for name, number in named if number]
     return f"{text}; {' and '.join(passed)} passed through" if passed else text
+
+
+def in_parts(done: dict[str, Any]) -> str:
+    """Parameters that are others in parts of the model, and in how many modules."""
+    return ", ".join(
+        f"{rule['parameter']} {rule['value']} in {count(rule['modules'], 'module')} of {rule['where']}"
+        for rule in done["overrides"]
+    )
 
 
 def compressed(done: dict[str, Any]) -> list[tuple[str, str]]:

@@ -10,6 +10,8 @@ import click
 
 from ..parameters import Parameter
 
+RULES = {"strengths": "WHO@WHERE=NUMBER", "overrides": "PARAMETER@WHERE=VALUE"}  # options that may be repeated
+
 
 class Kind(click.ParamType[Any] if TYPE_CHECKING else click.ParamType):  # type: ignore[misc]  # generic from 8.4 on
     """A value that its parameter checks; a wrong one raises the parameter's own error."""
@@ -42,9 +44,9 @@ def with_parameters(parameters: Iterable[Parameter]) -> Callable[[Any], Any]:
 def _option(parameter: Parameter) -> Callable[[Any], Any]:
     if parameter.kind == "flag":
         return click.option(parameter.option, parameter.name, is_flag=True, default=False, help=parameter.sentence)
-    if parameter.kind == "strengths":
+    if parameter.kind in RULES:
         return click.option(
-            parameter.option, parameter.name, multiple=True, metavar="WHO@WHERE=NUMBER", help=parameter.sentence
+            parameter.option, parameter.name, multiple=True, metavar=RULES[parameter.kind], help=parameter.sentence
         )  # fmt: skip
     return click.option(
         parameter.option, parameter.name, type=Kind(parameter), default=None, metavar=_metavar(parameter),
@@ -81,4 +83,4 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
 def take(values: dict[str, Any], parameters: Iterable[Parameter]) -> dict[str, Any]:
     """The values of these parameters that were given, taken out of a command's arguments."""
     found = {parameter.name: values.pop(parameter.name) for parameter in parameters}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None and value != ()}

@@ -19,6 +19,7 @@ from ..reading.base import BaseModel
 from ..storage import Tensor, cast
 from .dense import fuse_dense
 from .leftovers import LeftOut
+from .overrides import Overrides
 from .projection import Job, Overlap, stream
 from .strengths import Strengths
 
@@ -216,6 +217,7 @@ class Fused(Mapping[str, FusedModule]):
         method: how they are fused; None for one adapter on its way into another format.
         parameters: every parameter of `fuse` that the method has.
         strengths: of each adapter, everywhere and in parts of the model.
+        overrides: parameters in parts of the model; each module's ``values`` hold them already.
         modules: canonical name -> module.
         left_out, notes: what a user should know.
         measures: what the merges made, by module, once they are computed.
@@ -234,6 +236,7 @@ class Fused(Mapping[str, FusedModule]):
     measures: Mapping[str, Measure] = field(default_factory=dict)
     base: BaseModel | None = None
     squeezed: Mapping[str, Squeezed] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=Overrides)
 
     def __getitem__(self, name: str) -> FusedModule:
         return self.modules[name]
@@ -270,7 +273,7 @@ class Fused(Mapping[str, FusedModule]):
 
     @property
     def projection(self) -> tuple[Method, Mapping[str, object]]:
-        """The method that the jobs are run with, and its parameters; merges only measure the overlap."""
+        """The method that the jobs are run with, and its parameters where they have no others; merges only measure."""
         if isinstance(self.method, Method):
             names = [parameter.name for parameter in self.method.parameters]
             names += ["calibrate"] if self.method.rewrites else []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from ..algebra.compression import Goal
 from ..errors import UsageError
 from ..methods import Merge, Method, known_methods
 from ..parameters import COMMON, PAIR_ONLY, WRITING, Parameter, check_all
+from .overrides import Overrides
 
 
 def options_of(method: Method | Merge, count: int = 2) -> tuple[Parameter, ...]:
@@ -40,3 +43,31 @@ def check_options(method: Method | Merge, values: Mapping[str, object], count: i
             own = ", ".join(parameter.option for parameter in method.options) or "none of its own"
             raise UsageError(f"the method {method.name} has no option {elsewhere[name].option}", expected=own)
     return check_all(options_of(method, count), given)
+
+
+def goal_of(values: Mapping[str, Any], count: int, module: str | None = None) -> Goal | None:
+    """How far a result is to be compressed; None: not at all.
+
+    Args:
+        values: checked options. count: how many adapters there are. module: for messages, where its options are others.
+
+    Raises:
+        UsageError: energy and error together, or a style to be kept that is not there.
+    """
+    rank, energy, error, keep = (values[name] for name in ("rank", "energy", "error", "keep_style"))
+    if energy is not None and error is not None:
+        raise UsageError("--energy and --error say the same in two ways", key=module, hint="Give one of them.")
+    if keep and count != 2:
+        raise UsageError("--keep-style needs a subject and a style", key=module, got=f"{count} adapters")
+    return None if rank is energy is error is None else Goal(rank, energy, error, bool(keep))
+
+
+def require_goal(values: Mapping[str, Any], overrides: Overrides, goals: Iterable[Goal | None]) -> None:
+    """Make sure that something is compressed where a style is to be kept.
+
+    Raises:
+        UsageError: no module is.
+    """
+    keeps = values["keep_style"] or any(rule.value for rule in overrides.of("keep_style"))
+    if keeps and not any(goals):
+        raise UsageError("--keep-style says how to compress, but not how far", hint="Add --rank, --energy or --error.")

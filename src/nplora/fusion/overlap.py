@@ -69,6 +69,34 @@ def change(rho: float, mu: float) -> float:
     return attenuation(mu) * math.sqrt(rho)
 
 
+def mu_at(overlap: Overlap, mu: float) -> float:
+    """The mu of one module: its own, or that of the fusion."""
+    return float(dict(overlap.values).get("mu", mu))  # type: ignore[arg-type]
+
+
+def total_change(overlaps: Sequence[Overlap], mu: float) -> float:
+    """`change` of a whole file whose modules may have a mu of their own."""
+    whole = sum(overlap.subject for overlap in overlaps)
+    moved = sum(attenuation(mu_at(overlap, mu)) ** 2 * overlap.rho * overlap.subject for overlap in overlaps)
+    return math.sqrt(moved / whole) if whole > 0 else 0.0
+
+
+def total_kept(overlaps: Sequence[Overlap], mu: float, calibrate: float | None = None) -> float:
+    """What is left of a file's norm where modules may have a mu and (unless it is None) a calibration of their own.
+
+    >>> apart = [Overlap("a", 1.0, 1.0, 1.0, 1, 8), Overlap("b", 1.0, 1.0, 1.0, 1, 8, values=(("mu", 0.0),))]
+    >>> round(total_kept(apart, mu=math.inf) ** 2, 6)
+    0.5
+    """
+    whole = left = 0.0
+    for overlap in overlaps:
+        kept = matched_strength(overlap.rho, mu_at(overlap, mu))
+        limit = 1.0 if calibrate is None else float(dict(overlap.values).get("calibrate", calibrate))  # type: ignore[arg-type]
+        whole += overlap.subject
+        left += overlap.subject * (min(1.0, kept * limit) if kept else 0.0) ** 2
+    return math.sqrt(left / whole) if whole > 0 else 1.0
+
+
 def overlap_sentence(summary: Summary, overlaps: Sequence[Overlap] = (), role: str = "subject") -> str:
     """The overlap of one adapter with what it meets, in a sentence that holds whatever the method."""
     who, whose = (f"the {role}", "the style's" if role == "subject" else "the subject's")
@@ -86,17 +114,25 @@ def overlap_sentence(summary: Summary, overlaps: Sequence[Overlap] = (), role: s
 
 
 def sentence(
-    summary: Summary, mu: float, overlaps: Sequence[Overlap] = (), role: str = "subject", calibrate: float = 1.0
+    summary: Summary,
+    mu: float,
+    overlaps: Sequence[Overlap] = (),
+    role: str = "subject",
+    calibrate: float = 1.0,
+    shown: str = "",
 ) -> str:
     """What NP-LoRA did to one adapter, in a sentence that a person can act on.
 
     Args:
         summary: of the adapter's overlaps. mu: the protection. overlaps: module by module.
         role: the adapter. calibrate: how far what is left of it was scaled up.
+        shown: mu in words, where parts of the model have another one.
     """
     pair = role in ("subject", "style")
     who = f"the {role}" if pair else role
-    shown = "inf" if math.isinf(mu) else f"{mu:g}"
+    shown = shown or f"{mu:g}"
+    if any(overlap.values for overlap in overlaps):
+        return _in_parts(summary, mu, overlaps, who, calibrate, shown)
     if summary.regime == "none":
         if not summary.modules:
             return "The two adapters have no module in common: nothing is projected, the result is plain addition."
@@ -129,6 +165,33 @@ def sentence(
     text = f"Mixed ({found}): mu = {shown} keeps {norm} of {who}'s norm"
     most = leading(overlaps)
     return f"{text}; it acts most in {', '.join(overlap.name for overlap in most)}." if most else text + "."
+
+
+def _in_parts(summary: Summary, mu: float, overlaps: Sequence[Overlap], who: str, calibrate: float, shown: str) -> str:
+    """The sentence where modules have parameters of their own; its numbers are summed over modules."""
+    found, kept = f"{percent(summary.rho)} overlap", percent(total_kept(overlaps, mu, calibrate))
+    if summary.regime == "none":
+        return "One of the two is zero in every common module: nothing is projected."
+    if summary.regime == "shared":
+        return (
+            f"Shared initialisation ({found}): mu = {shown} is a strength of its own in each part, and keeps {kept} of "
+            f"{who}'s norm; strengths for parts of the model (--strength) give the same by plain addition."
+        )
+    found += f", chance is {percent(summary.chance)}"
+    if summary.regime == "unrelated":
+        return (
+            f"Unrelated runs ({found}): mu = {shown} changes {who} by {percent(total_change(overlaps, mu))}; the "
+            "result is nearly plain addition."
+        )
+    text = f"Mixed ({found}): mu = {shown} keeps {kept} of {who}'s norm"
+    acting = sorted(overlaps, key=lambda overlap: -_taken(overlap, mu))
+    most = ", ".join(overlap.name for overlap in acting[:3] if _taken(overlap, mu) > 0)
+    return f"{text}; it acts most in {most}." if most else f"{text}."
+
+
+def _taken(overlap: Overlap, mu: float) -> float:
+    """The energy that a module loses."""
+    return (1.0 - kept_strength(mu_at(overlap, mu)) ** 2) * overlap.inside
 
 
 def advice(summary: Summary) -> str:

@@ -27,9 +27,15 @@ ELEMENTS_IN_WORK = 1 << 21
 LEAST = 1e-3  # of a norm that was taken away down to this share, nothing is given back: rounding would come with it
 
 
+Values = tuple[tuple[str, object], ...]  # parameters by name
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One projection: a subject and a style of one weight, and on which side to project."""
+    """One projection: a subject and a style of one weight, and on which side to project.
+
+    ``values`` are the parameters that are others here than in the rest of the fusion.
+    """
 
     key: str
     name: str  # the canonical module, for messages and reports
@@ -39,6 +45,12 @@ class Job:
     side: str = "input"
     role: str = "subject"  # whose factor is rewritten
     above: tuple[str, ...] = ("style",)  # whose directions are protected
+    values: Values = ()
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """Side and parameters, as jobs that are computed together have in common (the count 1 is not the share 1.0)."""
+        return (self.side, *(f"{name}={value!r}" for name, value in self.values))
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -68,7 +80,7 @@ class Overlap(NamedTuple):
     """What a projection learned about one module; energies are squared Frobenius norms at the strengths asked for.
 
     ``inside`` is the subject's energy in the style's protected directions before the projection, ``protected``
-    their number, ``width`` the dimension of the space they lie in.
+    their number, ``width`` the dimension of the space they lie in, ``values`` the job's own parameters.
     """
 
     name: str
@@ -78,6 +90,7 @@ class Overlap(NamedTuple):
     protected: int
     width: int
     role: str = "subject"
+    values: Values = ()
 
     @property
     def rho(self) -> float:
@@ -104,7 +117,7 @@ def stream(
 
     Args:
         jobs: what to project.
-        method: the fusion method; values: its parameters.
+        method: the fusion method; values: its parameters, where a job has no others.
         device: "cpu" runs NumPy; "cuda" and "mps" run the same code on torch tensors.
         emit: called from worker threads with a batch of jobs and the stack of their projected factors (float32 or
             float64, unscaled): down factors (k, r_c, n) for the input side, up factors (k, out, r_c) for the output's.
@@ -122,7 +135,7 @@ def stream(
     batches = batches_of(jobs, ELEMENTS_IN_WORK // workers)
 
     def run(batch: Sequence[Job]) -> list[Overlap]:
-        return _run_batch(batch, method, values, device, allow_nonfinite, emit)
+        return _run_batch(batch, method, {**values, **dict(batch[0].values)}, device, allow_nonfinite, emit)
 
     for batch, found in run_threads(run, batches, workers):
         overlaps.update((job.key, overlap) for job, overlap in zip(batch, found, strict=True))
@@ -133,10 +146,10 @@ def stream(
 
 
 def batches_of(jobs: Iterable[Job], elements: int = BATCH_ELEMENTS) -> Iterator[list[Job]]:
-    """Jobs of equal shapes and types together, so many that the largest factor has a given number of elements."""
+    """Jobs of equal shapes, types and settings together, so many that the largest factor has so many elements."""
     groups: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.shapes, job.dtypes, job.side), []).append(job)
+        groups.setdefault((job.shapes, job.dtypes, job.setting), []).append(job)
     for group in groups.values():
         largest = max(rows * columns for rows, columns in group[0].shapes)
         size = max(1, elements // max(largest, 1))
@@ -306,7 +319,7 @@ def energies(found: tuple[Grams, Result], batch: Sequence[Job]) -> list[Overlap]
         overlaps.append(
             Overlap(
                 job.name, w_c * float(subject[index]), w_s * float(style[index]), w_c * float(result.inside[index]),
-                int(result.protected[index]), width, job.role,
+                int(result.protected[index]), width, job.role, job.values,
             )
         )  # fmt: skip
     return overlaps

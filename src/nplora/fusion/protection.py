@@ -13,7 +13,7 @@ from ..adapters import LowRank
 from ..errors import UsageError
 from ..reading.stacks import Update, together
 from .fused import Member
-from .projection import Job
+from .projection import Job, Values
 from .roles import number_of, role_of
 
 
@@ -56,10 +56,15 @@ def numbered(levels: Mapping[str, int], paths: Mapping[str, str]) -> str:
     return " > ".join(" = ".join(groups[level]) for level in sorted(groups, reverse=True))
 
 
-def jobs_of(name: str, members: Sequence[Member], levels: Mapping[str, int], side: str) -> dict[str, Job]:
+def jobs_of(
+    name: str, members: Sequence[Member], levels: Mapping[str, int], side: str, values: Values = ()
+) -> dict[str, Job]:
     """The projections of one module: role -> job, for the members that give way to others.
 
     None where a full matrix takes part: such a module is fused densely.
+
+    Args:
+        values: the parameters that are others here than in the rest of the fusion.
     """
     if not all(isinstance(member.update, LowRank) for member in members):
         return {}
@@ -67,7 +72,9 @@ def jobs_of(name: str, members: Sequence[Member], levels: Mapping[str, int], sid
     for role, above in gives_way(members, levels).items():
         up, down, factor = together([_update(by_role[other]) for other in above], side)
         own = _update(by_role[role])
-        jobs[role] = Job(f"{side}:{role}:{name}", name, own[:2], (up, down), (own[2], factor), side, role, above)
+        jobs[role] = Job(
+            f"{side}:{role}:{name}", name, own[:2], (up, down), (own[2], factor), side, role, above, values
+        )
     return jobs
 
 

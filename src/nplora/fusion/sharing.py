@@ -22,7 +22,7 @@ from .projection import Job
 def share_jobs(modules: MutableMapping[str, FusedModule]) -> None:
     """Give the parts of one fused projection one job, where all files share the down factor and the spaces agree.
 
-    Only for the input side.
+    Only for the input side and all directions, and where all parts have the same parameters.
     """
     groups: dict[tuple[str, ...], list[tuple[FusedModule, Job]]] = {}
     for module in modules.values():
@@ -32,7 +32,7 @@ def share_jobs(modules: MutableMapping[str, FusedModule]) -> None:
                 groups.setdefault((role, *(origin.module for origin in origins)), []).append((module, job))
     for (role, *names), group in groups.items():
         jobs = [job for _, job in group]
-        if len(group) > 1 and _one_down(jobs) and all(_spans_rows(job) for job in jobs):
+        if len(group) > 1 and _one_setting(group) and _one_down(jobs) and all(_spans_rows(job) for job in jobs):
             ups = [Stacked(tuple(getattr(job, side)[0] for job in jobs)) for side in ("subject", "style")]
             first, name = jobs[0], names[-1]
             shared = replace(
@@ -41,6 +41,12 @@ def share_jobs(modules: MutableMapping[str, FusedModule]) -> None:
             )  # fmt: skip
             for module, _ in group:
                 modules[module.name] = replace(modules[module.name], jobs={**modules[module.name].jobs, role: shared})
+
+
+def _one_setting(group: list[tuple[FusedModule, Job]]) -> bool:
+    module, first = group[0]
+    protects_all = module.side == "input" and module.values.get("directions", "all") == "all"
+    return protects_all and all(job.setting == first.setting for _, job in group)
 
 
 def _one_down(jobs: list[Job]) -> bool:

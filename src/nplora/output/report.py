@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..fusion.fused import Fused, Measure, Squeezed
 from ..fusion.measures import merged_sentence, squeezed_total, total
-from ..fusion.overlap import Summary, advice, change, matched_strength, overlap_sentence, sentence, summarise
+from ..fusion.overlap import (
+    Summary,
+    advice,
+    change,
+    matched_strength,
+    mu_at,
+    overlap_sentence,
+    sentence,
+    summarise,
+    total_change,
+    total_kept,
+)
 from ..fusion.projection import Overlap
 from ..methods import Merge
 from ..version import __version__
@@ -32,8 +43,12 @@ def _round(number: float) -> float:
     return float(f"{number:.6g}")
 
 
-def results(summary: Summary, mu: float | None) -> dict[str, Any]:
-    """The pair's overlap and what mu makes of it; no mu for methods of which the overlap does not say what they do."""
+def results(summary: Summary, mu: float | None, overlaps: Sequence[Overlap] = ()) -> dict[str, Any]:
+    """The pair's overlap and what mu makes of it; no mu for methods of which the overlap does not say what they do.
+
+    Args:
+        overlaps: module by module, where some have a mu of their own.
+    """
     found: dict[str, Any] = {
         "rho": round(summary.rho, 6),
         "chance": round(summary.chance, 6),
@@ -42,11 +57,10 @@ def results(summary: Summary, mu: float | None) -> dict[str, Any]:
     }
     if mu is None:
         return found
-    return {
-        **found,
-        "subject_change": round(change(summary.rho, mu), 6),
-        "matched_addition_strength": round(matched_strength(summary.rho, mu), 6),
-    }
+    effect = change(summary.rho, mu), matched_strength(summary.rho, mu)
+    if any(overlap.values for overlap in overlaps):
+        effect = total_change(overlaps, mu), total_kept(overlaps, mu)
+    return {**found, "subject_change": round(effect[0], 6), "matched_addition_strength": round(effect[1], 6)}
 
 
 def recipe(
@@ -71,13 +85,18 @@ def _found(fusion: Fused, overlaps: Mapping[str, Overlap] | None) -> dict[str, A
     if "style" in fusion.inputs:
         mu = _mu(fusion)
         if overlaps is None:
-            room = 800 * len(fusion.inputs)
-            found = {**results(Summary(0.123456, 0.123456, 1.0, 1.0, 10**6), mu), "sentence": "x" * room}
+            found = {**results(Summary(0.123456, 0.123456, 1.0, 1.0, 10**6), mu), "sentence": _room(fusion)}
         else:
-            found = {**results(summarise(_of_pair(overlaps)), mu), "sentence": _sentence(fusion, overlaps)}
+            met = _of_pair(overlaps)
+            found = {**results(summarise(met), mu, met), "sentence": _sentence(fusion, overlaps)}
     else:
-        found = {"sentence": _sentence(fusion, overlaps) if overlaps is not None else "x" * 800 * len(fusion.inputs)}
+        found = {"sentence": _sentence(fusion, overlaps) if overlaps is not None else _room(fusion)}
     return {**found, **_merged(fusion), **_compressed(fusion)}
+
+
+def _room(fusion: Fused) -> str:
+    """As long as any sentence on a fusion."""
+    return "x" * (800 + 2 * sum(len(text) for text in fusion.overrides.texts)) * len(fusion.inputs)
 
 
 def _compressed(fusion: Fused) -> dict[str, Any]:
@@ -102,9 +121,9 @@ def _sentence(fusion: Fused, overlaps: Mapping[str, Overlap]) -> str:
         return ""
     said = []
     if isinstance(method, Merge):
-        said.append(merged_sentence(method.title, total(fusion.measures.values(), list(fusion.inputs))))
+        said.append(merged_sentence(_title(fusion), total(fusion.measures.values(), list(fusion.inputs))))
     elif method.name != "np":
-        said.append(f"{method.title}.")
+        said.append(f"{_title(fusion)}.")
     by_role = _by_role(overlaps)
     if len(by_role) > 1 or (len(fusion.inputs) > 2 and by_role):
         said += [f"{role}: {_meeting(fusion, met, role)}" for role, met in by_role.items()]
@@ -115,12 +134,20 @@ def _sentence(fusion: Fused, overlaps: Mapping[str, Overlap]) -> str:
     return " ".join(said)
 
 
+def _title(fusion: Fused) -> str:
+    """The method, with those of its parameters that are others in parts of the model."""
+    assert fusion.method is not None
+    own = [p.name for p in fusion.method.parameters if fusion.overrides.of(p.name)]
+    told = [f"{name} = {fusion.overrides.told(name, fusion.parameters[name])}" for name in own]
+    return f"{fusion.method.title} ({'; '.join(told)})" if told else fusion.method.title
+
+
 def _meeting(fusion: Fused, met: list[Overlap], role: str) -> str:
     assert fusion.method is not None
     if fusion.method.name != "np":
         return overlap_sentence(summarise(met), met, role)
     mu, calibrate = float(fusion.parameters["mu"]), float(fusion.parameters["calibrate"])
-    return sentence(summarise(met), mu, met, role, calibrate)
+    return sentence(summarise(met), mu, met, role, calibrate, fusion.overrides.told("mu", mu))
 
 
 def _by_role(overlaps: Mapping[str, Overlap]) -> dict[str, list[Overlap]]:
@@ -138,11 +165,13 @@ def _of_pair(overlaps: Mapping[str, Overlap]) -> list[Overlap]:
     return by_role.get("subject") or by_role.get("style") or []
 
 
-def _filled(overlaps: Mapping[str, Overlap]) -> list[str]:
+def _filled(fusion: Fused) -> list[str]:
     """Notes about modules in which the protected directions are all there are."""
-    notes = []
-    for role, met in _by_role(overlaps).items():
-        names = [overlap.name for overlap in met if overlap.protected >= overlap.width]
+    notes, mu = [], _mu(fusion)
+    if mu is None:
+        return []
+    for role, met in _by_role(fusion.overlaps).items():
+        names = [overlap.name for overlap in met if overlap.protected >= overlap.width and mu_at(overlap, mu)]
         if names:
             rest = f" and {len(names) - 2} more" if len(names) > 2 else ""
             notes.append(
@@ -193,13 +222,15 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
 
     Keys of both inputs end as used, copied or left out; `left_out` names each with the reason.
     """
-    summary = summarise(_of_pair(fusion.overlaps))
+    met = _of_pair(fusion.overlaps)
+    summary = summarise(met)
     report: dict[str, Any] = {
         "nplora": __version__,
         "inputs": {role: _input(adapter) for role, adapter in fusion.inputs.items()},
         "method": fusion.method.name if fusion.method else "convert",
         "parameters": {name: words.jsonable(value) for name, value in fusion.parameters.items()},
-        **(results(summary, _mu(fusion)) if len(fusion.inputs) <= 2 else _each(fusion)),
+        **({"overrides": _overrides(fusion)} if fusion.overrides.rules else {}),
+        **(results(summary, _mu(fusion), met) if len(fusion.inputs) <= 2 else _each(fusion)),
         **_merged(fusion),
         **_compressed(fusion),
         "sentence": _sentence(fusion, fusion.overlaps),
@@ -208,7 +239,7 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
         "overlaps": [_overlap(overlap, len(fusion.inputs)) for overlap in fusion.overlaps.values()],
         **({"merges": [_measure(measure) for measure in fusion.measures.values()]} if fusion.measures else {}),
         **({"compressed": [_squeezed(module) for module in fusion.squeezed.values()]} if fusion.squeezed else {}),
-        "notes": [*fusion.notes, *(_filled(fusion.overlaps) if _mu(fusion) else ())],
+        "notes": [*fusion.notes, *_filled(fusion)],
         "left_out": dict(fusion.left_out),
         "trigger_words": {role: words.trigger_words(adapter.metadata) for role, adapter in fusion.inputs.items()},
     }
@@ -228,9 +259,21 @@ def _squeezed(module: Squeezed) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _overrides(fusion: Fused) -> list[dict[str, Any]]:
+    """Every rule for a part of the model, and about how many modules it decides."""
+    counts: dict[str, int] = {}
+    for name in fusion.modules:
+        for rule in fusion.overrides.deciding(name):
+            counts[rule.text] = counts.get(rule.text, 0) + 1
+    return [
+        {"parameter": rule.parameter, "where": rule.where, "value": words.jsonable(rule.value),
+         "modules": counts.get(rule.text, 0)} for rule in fusion.overrides.rules
+    ]  # fmt: skip
+
+
 def _each(fusion: Fused) -> dict[str, Any]:
     """The overlap of each adapter with what it gives way to."""
-    found = {role: results(summarise(met), _mu(fusion)) for role, met in _by_role(fusion.overlaps).items()}
+    found = {role: results(summarise(met), _mu(fusion), met) for role, met in _by_role(fusion.overlaps).items()}
     return {"giving_way": found}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NploraError, UsageError
-from ..parameters import Parameter
+from ..fusion.overrides import Override, checked
+from ..parameters import OVERRIDES, Parameter
 from .reading import Marks, Path_, at
 from .value import Input, Recipe
 
@@ -24,7 +26,7 @@ class Single:
 
     Attributes:
         inputs: role -> adapter, with one strength.
-        method: its name. parameters: those that this method has, checked.
+        method: its name. parameters: those that this method has, checked; overrides as rules.
         output: file or folder to write. format, dtype: as in `nplora.fuse`.
         place: the fields of the recipe that it was made from, for messages.
     """
@@ -47,6 +49,11 @@ class _Choice:
     path: Path_
     name: str
     varies: bool
+    where: str | None = None  # the part of the model that it is for
+
+    @property
+    def parameter(self) -> str:
+        return self.field.partition("@")[0]
 
 
 def expand(
@@ -105,7 +112,16 @@ def _axes(
     for name, given in recipe.parameters.items():
         if name not in known:
             raise at(marks, ("parameters", name), _unknown("parameter", name, known))
-        yield list(_values(known[name], given, marks))
+        yield list(_values(known[name], given, marks, ("parameters", name)))
+    for index, table in enumerate(recipe.overrides):
+        where = str(table["where"]).strip()
+        for name, given in table.items():
+            if name == "where":
+                continue
+            path = ("overrides", index, name)
+            if name not in known:
+                raise at(marks, path, _unknown("parameter", name, {n: p for n, p in known.items() if not p.whole}))
+            yield list(_values(known[name], given, marks, path, where))
 
 
 def _adapters(role: str, given: object) -> list[_Choice]:
@@ -122,17 +138,20 @@ def _adapters(role: str, given: object) -> list[_Choice]:
     return choices
 
 
-def _values(parameter: Parameter, given: object, marks: Marks | None) -> Iterator[_Choice]:
+def _values(
+    parameter: Parameter, given: object, marks: Marks | None, path: Path_, where: str | None = None
+) -> Iterator[_Choice]:
     swept = isinstance(given, list) and parameter.kind not in ("names", "strengths")
     items: list[Any] = given if swept and isinstance(given, list) else [given]
     for index, item in enumerate(items):
-        path: Path_ = ("parameters", parameter.name, index) if swept else ("parameters", parameter.name)
+        place: Path_ = (*path, index) if swept else path
         try:
-            value = parameter.check(item)
+            value = parameter.check(item) if where is None else checked(parameter, item)
         except UsageError as error:
-            raise at(marks, path, error) from None
+            raise at(marks, place, error) from None
+        field = parameter.name if where is None else f"{parameter.name}@{where}"
         name = f"{value:g}" if isinstance(value, float) else str(value)
-        yield _Choice(parameter.name, value, path, name, len(items) > 1)
+        yield _Choice(field, value, place, name, len(items) > 1, where)
 
 
 def _single(
@@ -146,12 +165,13 @@ def _single(
     by_field = {choice.field: choice for choice in choices}
     method = str(by_field["method"].value)
     own = {parameter.name for parameter in parameters[method]}
-    used = [c for c in choices if c.field in recipe.inputs or c.field == "method" or c.field in own]
+    used = [c for c in choices if c.field in recipe.inputs or c.field == "method" or c.parameter in own]
+    rules = tuple(Override(c.parameter, c.where, c.value).text for c in used if c.where is not None)
     inputs = {role: by_field[role].value for role in recipe.inputs}
     return Single(
         {role: _placed(adapter, folder) for role, adapter in inputs.items()},
         method,
-        {c.field: c.value for c in used if c.field in own},
+        {c.field: c.value for c in used if c.field in own} | ({OVERRIDES.name: rules} if rules else {}),
         _output(recipe, used, folder, marks),
         recipe.output.format,
         recipe.output.dtype,
@@ -182,12 +202,22 @@ def _output(recipe: Recipe, choices: Sequence[_Choice], folder: Path, marks: Mar
         name = _filled(output.name, names, marks)
     else:
         others = [c for c in choices if c.varies and c not in inputs]
-        varying = [c.name if c.field == "method" else f"{c.field}{c.name}" for c in others]
+        varying = [c.name if c.field == "method" else f"{_in_name(c.field)}{c.name}" for c in others]
         name = "-".join([*(names[role] for role in recipe.inputs), *varying])
     folder_form = output.format == "peft"
     if not folder_form and not name.endswith(".safetensors"):
         name += ".safetensors"
     return folder / output.folder / name
+
+
+def _in_name(field: str) -> str:
+    """A field as a file's name can hold it.
+
+    >>> _in_name("mu@*.attn1.*")
+    'mu@attn1'
+    """
+    parameter, mark, where = field.partition("@")
+    return parameter + mark + (re.sub(r"[^\w.-]+", "", where).strip(".") or "all" if mark else "")
 
 
 def _filled(template: str, names: Mapping[str, str], marks: Marks | None) -> str:

@@ -21,6 +21,7 @@ _STEP = re.compile(r"\.([A-Za-z_]\w*)|\[(\d+)\]")
 
 Path_ = tuple[str | int, ...]
 T = TypeVar("T")
+WHERE = "a block such as up, a component, the beginning of a module's name, or a glob"
 
 
 class Marks:
@@ -132,6 +133,9 @@ def _recipe(raw: dict[Any, Any], marks: Marks) -> Recipe:
     if isinstance(inputs, dict):  # one by one, so that an error can name the role
         read = {str(role): _inputs(value, marks, ("inputs", str(role))) for role, value in inputs.items()}
         raw = {**raw, "inputs": read}
+    overrides = raw.get("overrides")
+    for index, table in enumerate(overrides if isinstance(overrides, list) else ()):
+        _require_override(table, marks, ("overrides", index))
     return _convert(raw, Recipe, marks, ())
 
 
@@ -147,6 +151,20 @@ def _inputs(value: object, marks: Marks, path: Path_) -> str | Input | list[str 
         return _convert(value, Input, marks, path)
     expected = "a path, or fields such as path and strength"
     raise marks.error(path, "this is no adapter", expected=expected, got=_sort(value))
+
+
+def _require_override(table: object, marks: Marks, path: Path_) -> None:
+    """A table of ``where`` and parameters; which parameters there are depends on the method."""
+    if not isinstance(table, dict):
+        raise marks.error(path, "this is no override", expected="fields such as where and mu", got=_sort(table))
+    if "where" not in table:
+        raise marks.error(path, "the field where is missing", expected=WHERE, hint="See docs/recipes.md.")
+    where = table["where"]
+    if not isinstance(where, str) or not where.strip() or "," in where:
+        got = repr(where) if isinstance(where, str) else _sort(where)
+        raise marks.error((*path, "where"), "this is no part of a model", expected=WHERE, got=got)
+    if len(table) == 1:
+        raise marks.error(path, "nothing is set here", expected="a parameter beside where, such as mu: 2")
 
 
 def _convert(raw: Any, sort: type[T], marks: Marks, path: Path_) -> T:

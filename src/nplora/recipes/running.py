@@ -26,6 +26,7 @@ from ..parameters import (
     ERROR,
     FORMAT,
     KEEP_STYLE,
+    OVERRIDES,
     PAIR_ONLY,
     RANK,
     WRITING,
@@ -61,9 +62,9 @@ class Outcome:
 def method_parameters(count: int = 2) -> dict[str, tuple[Parameter, ...]]:
     """Method -> the parameters that a recipe of so many inputs may give it.
 
-    Format, dtype and strengths have fields of their own.
+    Format, dtype, a pair's strengths and overrides have fields of their own.
     """
-    elsewhere = {FORMAT, DTYPE, *PAIR_ONLY}
+    elsewhere = {FORMAT, DTYPE, OVERRIDES, *PAIR_ONLY}
     options = {name: options_of(method, count) for name, method in known_methods().items()}
     options["convert"] = (COMPONENTS, BASE, DORA, RANK, ENERGY, ERROR, KEEP_STYLE, *WRITING)
     return {name: tuple(parameter for parameter in own if parameter not in elsewhere) for name, own in options.items()}
@@ -109,11 +110,27 @@ def run_recipe(
                     raise at(marks, single.place[role], error) from None
     workers = os.cpu_count() or 1  # one fusion alone leaves cores idle while it plans and while the disk writes
     numbered = list(enumerate(singles))
-    finished = run_threads(lambda item: _made(item[1], adapters, overwrite), numbered, min(workers, len(singles)))
+
+    def make(item: tuple[int, Single]) -> Outcome:
+        try:
+            return _made(item[1], adapters, overwrite)
+        except NploraError as error:
+            raise _placed(error, item[1], marks) from None
+
+    finished = run_threads(make, numbered, min(workers, len(singles)))
     for done, ((number, _), outcome) in enumerate(finished):
         yield replace(outcome, number=number)
         if progress:
             progress(done + 1, len(singles))
+
+
+def _placed(error: NploraError, single: Single, marks: Marks | None) -> NploraError:
+    """The error of an override, told at its line; any other as it is."""
+    place = single.place.get(error.key or "")
+    if place is None:
+        return error
+    plain = type(error)(error.problem, expected=error.expected, got=error.got, hint=error.hint)
+    return at(marks, place, plain)
 
 
 def _made(single: Single, adapters: Mapping[str, Adapter], overwrite: bool) -> Outcome:

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ..parameters import Parameter
+from ..parameters import OVERRIDES, Parameter
+from .reading import WHERE
 from .running import method_parameters
 from .value import Recipe
 
@@ -33,12 +34,18 @@ def recipe_schema() -> dict[str, Any]:
         table["description"] = table["description"].partition("\n")[0]
     top = components.pop("Recipe")
     top["properties"]["method"] = _or_list({"enum": sorted(methods)}) | {"default": "np"}
-    top["properties"]["parameters"] = {
-        "type": "object", "additionalProperties": False,
-        "properties": {
-            name: _swept(declared)
-            | {"description": " Or: ".join(f"{p.sentence} Default: {p.default}." for p in declared)}
-            for name, declared in sorted(parameters.items())
+    described = {
+        name: _swept(declared) | {"description": " Or: ".join(f"{p.sentence} Default: {p.default}." for p in declared)}
+        for name, declared in sorted(parameters.items())
+    }
+    top["properties"]["parameters"] = {"type": "object", "additionalProperties": False, "properties": described}
+    place = "#/properties/parameters/properties/"
+    in_parts = {name: {"$ref": place + name} for name, own in sorted(parameters.items()) if not own[0].whole}
+    top["properties"]["overrides"] = {
+        "type": "array", "description": OVERRIDES.sentence,
+        "items": {
+            "type": "object", "additionalProperties": False, "required": ["where"], "minProperties": 2,
+            "properties": {"where": {"type": "string", "minLength": 1, "description": WHERE}, **in_parts},
         },
     }  # fmt: skip
     return {"$schema": ADDRESS, **top, "title": "nplora recipe", "$defs": components}

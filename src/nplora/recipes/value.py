@@ -54,6 +54,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         inputs: role -> adapter, in the order of priority (the last is the most protected); a path alone will do.
         method: one of `nplora methods`, or a list.
         parameters: name -> value or list; those of the method and of `nplora.fuse`.
+        overrides: parameters in parts of the model: ``where``, and what holds there instead.
         output: where results go.
         nplora: the version that wrote the recipe; for people only.
     """
@@ -62,4 +63,5 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     output: Output
     method: str | list[str] = "np"
     parameters: dict[str, Any] = {}
+    overrides: list[dict[str, Any]] = []
     nplora: str | None = None

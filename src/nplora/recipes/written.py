@@ -13,8 +13,11 @@ import yaml
 
 from ..checking.recipe import read_recipe
 from ..errors import InputError
-from ..output.metadata import RECIPE
-from ..parameters import DEVICE, PAIR_ONLY
+from ..fusion.options import options_of
+from ..fusion.overrides import read_overrides
+from ..methods import find_method
+from ..output.metadata import RECIPE, jsonable
+from ..parameters import COMMON, DEVICE, OVERRIDES, PAIR_ONLY
 from ..storage import TensorFile
 from .value import Input, Output, Recipe
 
@@ -53,8 +56,20 @@ def recipe_of(path: str | os.PathLike[str]) -> Recipe:
     }  # fmt: skip
     output = Output(Path(path).name, format=str(parameters.pop("format")), dtype=str(parameters.pop("dtype")))
     elsewhere = {DEVICE.name, *(parameter.name for parameter in PAIR_ONLY)}  # where it ran changes nothing
+    overrides = _overrides(parameters.pop(OVERRIDES.name, None), str(raw["method"]), len(inputs))
     kept = {name: value for name, value in parameters.items() if value is not None and name not in elsewhere}
-    return Recipe(inputs, output, str(raw["method"]), kept, str(raw["nplora"]))
+    return Recipe(inputs, output, str(raw["method"]), kept, overrides, str(raw["nplora"]))
+
+
+def _overrides(texts: object, method: str, count: int) -> list[dict[str, Any]]:
+    """Rules as a recipe's tables; neighbours of one place share a table."""
+    options = COMMON if method == "convert" else options_of(find_method(method), count)
+    tables: list[dict[str, Any]] = []
+    for rule in read_overrides(texts, options).rules:
+        if not tables or tables[-1]["where"] != rule.where or rule.parameter in tables[-1]:
+            tables.append({"where": rule.where})
+        tables[-1][rule.parameter] = jsonable(rule.value)
+    return tables
 
 
 def recipe_yaml(recipe: Recipe) -> str:
