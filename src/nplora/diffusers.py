@@ -39,11 +39,12 @@ def fuse_adapters(
         pipe: a diffusers pipeline with the adapters loaded.
         adapters: names in order, each gives way to those that follow it (or as ``protect`` says); or
         subject, style: the two names.
-        name: of the new adapter. Its rank is the sum of the ranks, whatever mu is.
+        name: of the new adapter. Its rank is the sum of the ranks, or the rank asked for, whatever mu is.
         method: of `nplora methods`.
         components: only these, for example ["unet"], and the others stay as they are; by default all.
         **parameters: the method's (mu, directions, side, protect, ...), of two adapters subject_strength and
-            style_strength, and allow_nonfinite.
+            style_strength, strengths in parts of the model, and rank, energy, error, keep_style, allow_nonfinite, as in
+            `nplora.fuse`. With a rank alone every layer gets just that rank, with zeros where it needs fewer.
 
     Returns:
         What was done: counts, overlaps, `sentence` and `advice`.
@@ -60,13 +61,18 @@ def fuse_adapters(
     return done
 
 
-def set_mu(pipe: Any, mu: float | str, name: str = "fused") -> None:
+def set_mu(pipe: Any, mu: float | str, name: str = "fused", *, where: str | None = None) -> None:
     """Turn mu of a fused adapter in place: one multiply-add for each layer, no new tensors, nothing recompiled.
 
-    0 is plain addition of the two, "inf" the hard projection.
+    0 is plain addition of the two, "inf" the hard projection. A compressed layer, and one of a method that is not
+    linear in g, is computed anew, at the rank that it has.
+
+    Args:
+        where: only in this part of the model, such as "up", "text_encoder" or "*.attn1.*"; by default everywhere,
+            whatever mu a part had of its own.
 
     Raises:
-        UsageError: mu is out of range, or there is no such adapter.
+        UsageError: mu is out of range, or there is no such adapter or part, or the adapter cannot be written now.
     """
     models = _models(pipe, None)
     away = any(
@@ -76,10 +82,10 @@ def set_mu(pipe: Any, mu: float | str, name: str = "fused") -> None:
         if name in layer.lora_A
     )
     if not away:
-        set_mu_models(models, mu, name)
+        set_mu_models(models, mu, name, where)
         return
     with _without_hooks(pipe):  # sequential offloading keeps the numbers elsewhere between two runs
-        set_mu_models(models, mu, name)
+        set_mu_models(models, mu, name, where)
 
 
 def _models(pipe: Any, components: Sequence[str] | None) -> dict[str, Any]:

@@ -38,10 +38,11 @@ def fuse_adapters(
             `model.load_adapter` does.
         adapters: names in order, each gives way to those that follow it (or as ``protect`` says); or
         subject, style: the two names.
-        name: of the new adapter. Its rank is the sum of the ranks, whatever mu is.
+        name: of the new adapter. Its rank is the sum of the ranks, or the rank asked for, whatever mu is.
         method: of `nplora methods`.
         **parameters: the method's (mu, directions, side, protect, ...), of two adapters subject_strength and
-            style_strength, and allow_nonfinite.
+            style_strength, strengths in parts of the model, and rank, energy, error, keep_style, allow_nonfinite, as in
+            `nplora.fuse`. With a rank alone every layer gets just that rank, with zeros where it needs fewer.
 
     Returns:
         What was done: counts, overlaps, `sentence` and `advice`.
@@ -64,16 +65,21 @@ def fuse_adapters(
     return done
 
 
-def set_mu(model: Any, mu: float | str, name: str = "fused") -> None:
+def set_mu(model: Any, mu: float | str, name: str = "fused", *, where: str | None = None) -> None:
     """Turn mu of a fused adapter in place: one multiply-add for each layer.
 
-    0 is plain addition of the two, "inf" the hard projection.
+    0 is plain addition of the two, "inf" the hard projection. A compressed layer, and one of a method that is not
+    linear in g, is computed anew, at the rank that it has.
+
+    Args:
+        where: only in this part of the model, such as "model.layers.3" or "*.mlp.*"; by default everywhere,
+            whatever mu a part had of its own.
 
     Raises:
-        UsageError: mu is out of range, or there is no such adapter.
+        UsageError: mu is out of range, or there is no such adapter or part, or the adapter cannot be written now.
     """
     _require_model(model)
-    set_mu_models({"": uncompiled(model)}, mu, name)
+    set_mu_models({"": uncompiled(model)}, mu, name, where)
 
 
 def _require_model(model: Any) -> None:

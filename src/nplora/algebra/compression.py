@@ -1,4 +1,4 @@
-"""Recompression: the nearest update of fewer ranks, with the error that it costs. Arrays only.
+"""Recompression: the nearest update of fewer ranks, with the error that it costs. Arrays only; factors of any library.
 
 With ``B = Q_b R_b`` and ``A^T = Q_a R_a`` the singular values of ``B A`` are those of the small core ``R_b R_a^T``, so
 nothing of shape out x in is formed. By Eckart and Young (1936) keeping the k largest is the nearest update of rank k,
@@ -14,9 +14,9 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from .factors import numerical_rank, thin_svd
+from .devices import to_host
+from .factors import Array, namespace, numerical_rank, thin_svd, transpose
 
-Array = NDArray[np.float64]
 # A dense update's tail comes from its Gram matrix (quicker than an SVD) where it holds more than this share
 # of the energy: the Gram's rounding, about n 2^-52, is then far below it. Smaller tails need the SVD.
 GRAM_FLOOR = 1e-8
@@ -37,7 +37,7 @@ class Goal:
     error: float | None = None
     keep_style: bool = False
 
-    def count(self, s: Array, kept: float = 0.0) -> int:
+    def count(self, s: NDArray[np.float64], kept: float = 0.0) -> int:
         """How many of the singular values s (descending) are needed, beside what is kept anyway (its energy).
 
         >>> Goal(energy=0.89).count(np.array([3.0, 1.0])), Goal(error=0.4).count(np.array([3.0, 1.0]))
@@ -85,7 +85,8 @@ def recompress(B: Array, A: Array | None, goal: Goal, keep: Array | None = None)
     """The nearest update of fewer ranks.
 
     Args:
-        B, A: the update ``B A`` (out, r), (r, n), float64; or, with A None, the dense update B itself.
+        B, A: the update ``B A`` (out, r), (r, n), float64, of NumPy, torch or any array API; or, with A None, the dense
+            update B itself as a NumPy array.
         goal: how far to go.
         keep: orthonormal V (n, q): ``dW V`` stays as it is, and only ``dW (I - V V^T)`` is compressed.
 
@@ -100,40 +101,43 @@ def recompress(B: Array, A: Array | None, goal: Goal, keep: Array | None = None)
     >>> found.rank, found.error
     (2, 1.0)
     """
-    kept = _empty(B.shape[0], B.shape[1] if A is None else A.shape[1])
+    xp = namespace(B)
+    kept = _empty(B, B.shape[1] if A is None else A.shape[1])
     if keep is not None:
         response = B @ keep if A is None else B @ (A @ keep)
-        kept = _spectrum(response, keep.T)
-        B, A = (B - response @ keep.T, None) if A is None else (B, A - (A @ keep) @ keep.T)
-    held = float(np.sum(kept[1] ** 2))
+        kept = _spectrum(response, transpose(keep))
+        B, A = (B - response @ transpose(keep), None) if A is None else (B, A - (A @ keep) @ transpose(keep))
+    held = float(xp.sum(kept[1] ** 2))
     if goal.rank is not None:
-        if goal.rank < len(kept[1]):
-            raise TooFewError(len(kept[1]))
-        goal = replace(goal, rank=goal.rank - len(kept[1]))
+        if goal.rank < kept[1].shape[0]:
+            raise TooFewError(kept[1].shape[0])
+        goal = replace(goal, rank=goal.rank - kept[1].shape[0])
     U, s, V = (_by_gram(B, goal, held) if A is None else None) or _spectrum(B, A)
-    count = goal.count(s, held)
-    norm = sqrt(held + float(np.sum(s**2)))
-    error = sqrt(float(np.sum(s[count:] ** 2)))
+    count = goal.count(np.asarray(to_host(s)), held)
+    norm = sqrt(held + float(xp.sum(s**2)))
+    error = sqrt(float(xp.sum(s[count:] ** 2)))
     up, down = (
-        np.hstack([kept[i] * np.sqrt(kept[1]), half[:, :count] * np.sqrt(s[:count])]) for i, half in ((0, U), (2, V))
+        xp.concat([kept[i] * xp.sqrt(kept[1]), half[:, :count] * xp.sqrt(s[:count])], axis=1)
+        for i, half in ((0, U), (2, V))
     )
     if not down.shape[1]:  # a file holds no factor of rank 0
-        return Compressed(np.zeros((B.shape[0], 1)), np.zeros((1, V.shape[0])), error, norm)
-    return Compressed(up, np.ascontiguousarray(down.T), error, norm)
+        like = {"dtype": up.dtype, "device": up.device}
+        return Compressed(xp.zeros((B.shape[0], 1), **like), xp.zeros((1, V.shape[0]), **like), error, norm)
+    return Compressed(up, transpose(down), error, norm)
 
 
 def _spectrum(B: Array, A: Array | None) -> tuple[Array, Array, Array]:
     """U (out, k), s (k,), V (n, k) of ``B A``, or of the dense B; k its numerical rank."""
     if A is None:
         U, s, vt = np.linalg.svd(B, full_matrices=False)
-        V = vt.T
+        V: Array = vt.T
     else:
         U, s, V = thin_svd(B, A)
     rank = numerical_rank(s, (U.shape[0], V.shape[0]))
     return U[:, :rank], s[:rank], V[:, :rank]
 
 
-def _by_gram(D: Array, goal: Goal, held: float) -> tuple[Array, Array, Array] | None:
+def _by_gram(D: NDArray[np.float64], goal: Goal, held: float) -> tuple[Array, Array, Array] | None:
     """The same for a dense D with what the goal keeps of U and V; None where the tail is too small for this route.
 
     ``U s V^T`` is ``D V V^T`` with V orthonormal, whatever the rounding of s.
@@ -151,5 +155,6 @@ def _by_gram(D: Array, goal: Goal, held: float) -> tuple[Array, Array, Array] | 
     return (U, s, V[:, :count]) if D.shape[0] >= D.shape[1] else (V[:, :count], s, U)
 
 
-def _empty(out: int, n: int) -> tuple[Array, Array, Array]:
-    return np.zeros((out, 0)), np.zeros(0), np.zeros((n, 0))
+def _empty(B: Array, n: int) -> tuple[Array, Array, Array]:
+    xp, like = namespace(B), {"dtype": B.dtype, "device": B.device}
+    return xp.zeros((B.shape[0], 0), **like), xp.zeros((0,), **like), xp.zeros((n, 0), **like)

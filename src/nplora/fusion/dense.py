@@ -90,13 +90,22 @@ def protected(above: Sequence[Share], directions: str | int | float, side: str) 
         joined = np.concatenate(matrices) if side == "input" else np.concatenate(matrices, axis=1).T
         _, s, vt = np.linalg.svd(joined, full_matrices=False)
         size = (joined.shape[0], joined.shape[1])
+    return np.ascontiguousarray(vt[: counted(s, size, directions)].T)
+
+
+def counted(s: Array, size: tuple[int, int], directions: str | int | float) -> int:
+    """How many of an update's directions are meant: all that count, the first so many, or a share of their energy.
+
+    >>> counted(np.array([3.0, 1.0, 0.0]), (4, 4), "all"), counted(np.array([3.0, 1.0, 0.0]), (4, 4), 0.9)
+    (2, 1)
+    """
     rank = numerical_rank(s, size)
     if isinstance(directions, int):
-        rank = min(rank, directions)
-    elif isinstance(directions, float) and rank:
+        return min(rank, directions)
+    if isinstance(directions, float) and rank:
         energy = np.cumsum(s[:rank] ** 2)
-        rank = int(np.searchsorted(energy, directions * energy[-1] * (1 - 1e-12))) + 1
-    return np.ascontiguousarray(vt[:rank].T)
+        return int(np.searchsorted(energy, directions * energy[-1] * (1 - 1e-12))) + 1
+    return rank
 
 
 def spanning(update: Update, directions: object) -> Update:

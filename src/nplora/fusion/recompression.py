@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters import Full, LowRank, Matrix, Opaque, wide
-from ..algebra.compression import Compressed, TooFewError, recompress
+from ..algebra.compression import Compressed, Goal, TooFewError, recompress
 from ..errors import InputError, UsageError
 from ..storage import Spool, wider
 from ..threads import run_threads
@@ -62,7 +62,9 @@ def compress_all(fusion: Some, spool: Spool, *, full: bool) -> Some:
         if fusion.progress:
             fusion.progress(done, len(todo))
     if too_few:
-        raise _too_few(max(too_few), too_few[max(too_few)])
+        worst = too_few[max(too_few)]
+        assert worst.goal is not None
+        raise too_few_error(max(too_few), worst.name, worst.goal)
     ordered = {name: found[name] for name in modules if name in found}
     finished = replace(fusion, modules=modules, squeezed=ordered, progress=None)
     if "overlaps" in fusion.__dict__:
@@ -90,14 +92,17 @@ def compress_module(module: FusedModule, *, full: bool = True, allow_nonfinite: 
     result = recompress(B, A, module.goal, style_basis(module))
     if _is_better_left(result, B, A, full):
         return Result(None, Squeezed(module.name, before, before, 0.0, result.norm))
-    return Result((result.up, result.down), Squeezed(module.name, before, result.rank, result.error, result.norm))
+    return Result(
+        (result.up, np.ascontiguousarray(result.down)),
+        Squeezed(module.name, before, result.rank, result.error, result.norm),
+    )
 
 
-def _too_few(kept: int, module: FusedModule) -> UsageError:
-    assert module.goal is not None
+def too_few_error(kept: int, name: str, goal: Goal) -> UsageError:
+    """What is said where fewer ranks are asked for than the style's."""
     return UsageError(
-        f"the style alone has rank {kept} in {module.name}, and its response is to be kept",
-        expected=f"--rank {kept} or more", got=module.goal.rank, hint="Ask for more ranks, or leave --keep-style away.",
+        f"the style alone has rank {kept} in {name}, and its response is to be kept",
+        expected=f"--rank {kept} or more", got=goal.rank, hint="Ask for more ranks, or leave --keep-style away.",
     )  # fmt: skip
 
 

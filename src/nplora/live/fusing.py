@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
+from ..fusion.fused import Squeezed
+from ..fusion.measures import squeezed_total
 from ..fusion.overlap import Summary, advice, sentence, summarise
 from ..fusion.projection import Overlap
 from ..fusion.protection import priorities
 from ..fusion.roles import roles
+from ..fusion.selectors import selects, words_for
+from ..fusion.strengths import Strengths, read_rules, require_used
 from ..methods import Merge, Method, find_method
-from ..parameters import ALLOW_NONFINITE, MU, PAIR_ONLY, Parameter, check_all
-from .injection import inject, inner_model, remove
-from .layers import (
-    adapters_of,
-    factors_of,
-    lora_layers,
-    places_of,
-    require_adapters,
-    require_in_memory,
-    require_unmerged,
+from ..parameters import (
+    ALLOW_NONFINITE,
+    ENERGY,
+    ERROR,
+    KEEP_STYLE,
+    MU,
+    PAIR_ONLY,
+    RANK,
+    STRENGTHS,
+    Parameter,
+    check_all,
 )
+from .injection import inject, inner_model, remove
+from .layers import Place, adapters_of, canonical, factors_of, lora_layers, places_of
+from .refusals import require_adapters, require_in_memory, require_unmerged
+from .squeezing import goal_of
 from .stacking import fuse_places
 from .turning import is_as_left, kept_of, remember, turn
 
@@ -33,7 +42,7 @@ class LiveFusion:
     """What a fusion in a live model did.
 
     ``fused`` counts layers that several adapters change, ``passed`` those of one adapter alone; ``parameters`` are the
-    values with which it was made.
+    values with which it was made. ``squeezed`` says what compressing did to each layer.
     """
 
     name: str
@@ -43,6 +52,7 @@ class LiveFusion:
     fused: int
     passed: int
     overlaps: tuple[Overlap, ...]
+    squeezed: tuple[Squeezed, ...] = ()
 
     @property
     def summary(self) -> Summary:
@@ -51,7 +61,11 @@ class LiveFusion:
 
     @property
     def sentence(self) -> str:
-        """What it did, in a sentence for each adapter that gives way."""
+        """What it did, in a sentence for each adapter that gives way, and what compressing cost."""
+        return self._met + self._compressed
+
+    @property
+    def _met(self) -> str:
         mu = float(str(self.parameters.get("mu", 0.0)))
         by_role: dict[str, list[Overlap]] = {}
         for overlap in self.overlaps:
@@ -64,14 +78,28 @@ class LiveFusion:
         return " ".join(text if len(self.adapters) == 2 else f"{role}: {text}" for role, text in said.items())
 
     @property
+    def _compressed(self) -> str:
+        if not self.squeezed:
+            return ""
+        found = squeezed_total(self.squeezed)
+        return (
+            f" Compressed from {found['ranks_before']} ranks in all to {found['ranks']}, relative error "
+            f"{found['relative_error']:.2e}."
+        )
+
+    @property
     def advice(self) -> str:
         """What to do with mu, given the overlap."""
-        return advice(self.summary) if "mu" in self.parameters else ""
+        if "mu" not in self.parameters:
+            return ""
+        return advice(self.summary).replace("--subject-strength", "subject_strength").replace("--style", "style")
 
 
 def options_of(method: Method | Merge, count: int) -> tuple[Parameter, ...]:
     """What a live fusion of so many adapters by a method understands."""
-    return (*method.options, *(PAIR_ONLY if count == 2 else ()), ALLOW_NONFINITE)
+    own = {parameter.name for parameter in method.options}  # a merge's rank is also what its result is compressed to
+    common = (*(PAIR_ONLY if count == 2 else ()), STRENGTHS, RANK, ENERGY, ERROR, KEEP_STYLE, ALLOW_NONFINITE)
+    return (*method.options, *(parameter for parameter in common if parameter.name not in own))
 
 
 def chosen_adapters(adapters: tuple[str, ...], subject: str | None, style: str | None) -> tuple[str, ...]:
@@ -99,7 +127,7 @@ def fuse_models(
         adapters: names of loaded adapters; of two the first is the subject, the second the style.
         method: of `nplora methods`.
         name: of the new adapter.
-        given: options of the method, the two strengths, allow_nonfinite.
+        given: options of the method, strengths, how far to compress, allow_nonfinite.
 
     Raises:
         UsageError: an adapter is unknown, the name is taken, an option is out of range, or nothing is left.
@@ -108,44 +136,65 @@ def fuse_models(
     chosen = find_method(method)
     values = check_all(options_of(chosen, len(adapters)), given)
     require_adapters(models, adapters, name)
-    called = roles(2) if len(adapters) == 2 else adapters
-    levels = priorities(values.get("protect"), dict(zip(called, adapters, strict=True)))
-    strengths = tuple(float(str(values.get(f"{role}_strength", 1.0))) for role in called)
-    overlaps: dict[str, Overlap] = {}
+    called = dict(zip(roles(2) if len(adapters) == 2 else adapters, adapters, strict=True))
+    levels = priorities(values.get("protect"), called)
+    if goal_of(values, len(adapters)) is None and values["keep_style"]:
+        raise UsageError("--keep-style says how to compress, but not how far", hint="Add --rank, --energy or --error.")
     with _arithmetic():
-        found = {label: places_of(inner_model(model), label, adapters, strengths) for label, model in models.items()}
-        places = [place for there in found.values() for place in there]
-        if not places:
-            raise UsageError("nothing is left to fuse", hint="Check the strengths and the adapters' own scales.")
+        places = _places(models, called, values)
         # All numbers first: whatever is wrong with them, no model has been touched.
-        made = {label: fuse_places(there, called, levels, chosen, values) for label, there in found.items() if there}
+        made = {label: fuse_places(there, levels, chosen) for label, there in places.items() if there}
         done: list[Any] = []
         try:
-            for label, (layers, moving, seen) in made.items():
+            for label, (layers, _) in made.items():
                 done.append(models[label])
-                inject(models[label], name, layers, adapters)
+                inject(models[label], name, {path: layer.factors for path, layer in layers.items()}, adapters)
                 for path, layer in lora_layers(inner_model(models[label])):
-                    if path in moving:
-                        remember(layer, name, moving[path])
-                overlaps |= seen
+                    if path in layers and layers[path].kept:
+                        remember(layer, name, layers[path].kept)
         except BaseException:
             for model in done:
                 remove(model, name)
             raise
-    passed = sum(len(place.shares) - place.shares.count(None) == 1 for place in places)
-    return LiveFusion(name, adapters, method, values, len(places) - passed, passed, tuple(overlaps.values()))
+    shares = [len(place.shares) for there in places.values() for place in there]
+    overlaps = tuple(overlap for _, seen in made.values() for overlap in seen.values())
+    told = tuple(one.squeezed for layers, _ in made.values() for one in layers.values() if one.squeezed is not None)
+    passed = shares.count(1)
+    return LiveFusion(name, adapters, method, values, len(shares) - passed, passed, overlaps, told)
 
 
-def set_mu_models(models: Mapping[str, Any], mu: float | str, name: str) -> None:
-    """Turn mu of a fused adapter in place; see `moving`.
+def _places(
+    models: Mapping[str, Any], called: Mapping[str, str], values: Mapping[str, Any]
+) -> dict[str, list[Place]]:  # fmt: skip
+    """The layers of each model in which an adapter is heard.
 
     Raises:
-        UsageError: mu is out of range, or there is no such adapter, or its method has no mu, or it cannot be written at
-            the moment: merged into the base weights, offloaded, swapped for another.
+        UsageError: a rule about strengths decides nothing, or nothing is left.
+    """
+    everywhere = {role: float(values.get(f"{role}_strength", 1.0)) for role in called}
+    strengths = Strengths(everywhere, read_rules(values["strengths"] or (), called))
+    found = {label: places_of(inner_model(model), label, called, strengths) for label, model in models.items()}
+    every = [place for there in found.values() for place in there]
+    require_used(strengths, {role: [p.canonical for p in every if role in p.owners] for role in called})
+    heard = {label: [replace(p, values=values) for p in there if p.shares] for label, there in found.items()}
+    if not any(heard.values()):
+        raise UsageError("nothing is left to fuse", hint="Check the strengths and the adapters' own scales.")
+    return heard
+
+
+def set_mu_models(models: Mapping[str, Any], mu: float | str, name: str, where: str | None = None) -> None:
+    """Turn mu of a fused adapter in place; see `moving`.
+
+    Args:
+        where: only in this part of the model: a block, a component, the beginning of a module's name, or a glob.
+
+    Raises:
+        UsageError: mu is out of range, or there is no such adapter or part, or its method has no mu, or it cannot be
+            written at the moment: merged into the base weights, offloaded, swapped for another.
     """
     value = float(str(MU.check(mu)))
     layers = [
-        (f"{label}.{path}" if label else path, layer)
+        (canonical(label, path), f"{label}.{path}" if label else path, layer)
         for label, model in models.items()
         if name in adapters_of(model)
         for path, layer in lora_layers(inner_model(model))
@@ -155,15 +204,21 @@ def set_mu_models(models: Mapping[str, Any], mu: float | str, name: str) -> None
         raise UsageError(
             f"no adapter {name!r} with a mu is in the model", hint="Make one first: fuse_adapters(...) with method np."
         )
-    for path, layer in layers:
+    chosen = [one for one in layers if where is None or selects(where, one[0])]
+    if not chosen:
+        raise UsageError(
+            f"mu turns nowhere in {where}", expected=f"one of {', '.join(words_for(known for known, _, _ in layers))}",
+            hint='A module\'s name, its beginning, or a glob such as "*.attn1.*" will do as well.',
+        )  # fmt: skip
+    for _, path, layer in chosen:
         require_unmerged(layer, path, [one for one in layer.merged_adapters if one == name])
         require_in_memory(*factors_of(layer, name), path)
     with _arithmetic():
-        if not is_as_left(layers[0][1], name):
+        if not is_as_left(layers[0][2], name):
             raise UsageError(
                 f"the adapter {name!r} has been changed since it was fused", hint="Fuse again, under another name."
             )
-        for path, layer in layers:
+        for _, path, layer in chosen:
             turn(path, layer, name, value)
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, UsageError
+from ..fusion.strengths import Strengths
+from .refusals import require_in_memory, require_plain_config, require_plain_layer, require_unmerged
 
-# What makes an adapter more than low-rank updates of weights, by its field of the config, in words.
-REFUSED = {
-    "modules_to_save": "whole modules of its own",
-    "trainable_token_indices": "trained tokens",
-    "target_parameters": "bare parameters instead of layers",
-}
+# A CLIP text encoder has no part `text_model` any more; files go on naming it.
+CLIP = re.compile(r"(encoder\.layers|embeddings|final_layer_norm)\.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +60,22 @@ class Share:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """A layer that some of the adapters change, with each adapter's share of it (None where it has none)."""
+    """A layer that some of the adapters change, with each one's share of it, by what the adapters are called.
+
+    ``silent`` are those whose strength is 0 here. ``values`` are the options that hold here.
+    """
 
     name: str  # for people: component and path
+    canonical: str  # what files call it
     path: str  # inside the model
-    layer: Any
-    shares: tuple[Share | None, ...]
+    shares: Mapping[str, Share]
+    silent: frozenset[str] = frozenset()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def owners(self) -> frozenset[str]:
+        """All adapters that change the layer."""
+        return self.silent.union(self.shares)
 
 
 def adapters_of(model: Any) -> dict[str, Any]:
@@ -89,65 +97,52 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
-def places_of(model: Any, label: str, adapters: tuple[str, ...], strengths: tuple[float, ...]) -> list[Place]:
-    """The layers of a model that the named adapters change.
+def canonical(label: str, path: str) -> str:
+    """What files call a layer: by this name rules find it, and merges with randomness take their seed from it.
+
+    >>> canonical("text_encoder", "encoder.layers.0.mlp.fc1"), canonical("", "model.layers.0.mlp.up_proj")
+    ('text_encoder.text_model.encoder.layers.0.mlp.fc1', 'unknown.model.layers.0.mlp.up_proj')
+    """
+    clip = label.startswith("text_encoder") and CLIP.match(path)
+    return f"{label or 'unknown'}.{'text_model.' if clip else ''}{path}"
+
+
+def places_of(model: Any, label: str, adapters: Mapping[str, str], strengths: Strengths) -> list[Place]:
+    """The layers of a model that the named adapters change, with those in which none is to be heard.
 
     Args:
         model: a module with PEFT layers in it.
-        label: the component's name, for messages; may be empty.
-        adapters, strengths: names, and what multiplies each product.
+        label: the component's name; may be empty.
+        adapters: what they are called in rules -> name in the model, in their order.
+        strengths: what multiplies each product, by what the adapters are called and the layer's canonical name.
 
     Raises:
         InputError: an adapter is of a kind that has no plain factors; the message names adapter and layer.
         UsageError: adapters are merged into the base weights at the moment.
     """
     configs = adapters_of(model)
-    for adapter in adapters:
+    for adapter in adapters.values():
         if adapter in configs:
             require_plain_config(configs[adapter], adapter, label)
     places = []
     for path, layer in lora_layers(model):
-        name = f"{label}.{path}" if label else path
-        shares = tuple(_share(layer, a, name, strength) for a, strength in zip(adapters, strengths, strict=True))
-        if any(share is not None for share in shares):
+        name, known = f"{label}.{path}" if label else path, canonical(label, path)
+        present = {role: a for role, a in adapters.items() if a in layer.lora_A or a in layer.lora_embedding_A}
+        found = {role: _share(layer, a, name, strengths.of(role, known)) for role, a in present.items()}
+        shares = {role: share for role, share in found.items() if share.factor}
+        if shares:
             require_unmerged(layer, name, layer.merged_adapters)
-            places.append(Place(name, path, layer, shares))
+        if found:
+            places.append(Place(name, known, path, shares, frozenset(found.keys() - shares.keys())))
     return places
 
 
-def require_plain_config(config: Any, adapter: str, label: str) -> None:
-    """Refuse adapters that do more than add low-rank updates to weights.
-
-    Raises:
-        InputError: with the adapter's name and what it holds.
-    """
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
-    where = f"adapter {adapter}" + (f" in {label}" if label else "")
-    if kind != "LORA":
-        raise InputError(
-            "only LoRA adapters can be fused in a model", key=where, expected="LORA", got=kind,
-            hint="Fuse its file with nplora.fuse, which reads more kinds, and load the result.",
-        )  # fmt: skip
-    found = [words for field, words in REFUSED.items() if getattr(config, field, None)]
-    if getattr(config, "bias", "none") != "none":
-        found.append("trained biases of the base model")
-    if found:
-        raise InputError(
-            f"the adapter has {' and '.join(found)}, of which a fusion can keep only one adapter's", key=where,
-            hint="Fuse adapters that hold LoRA factors alone.",
-        )  # fmt: skip
-
-
-def _share(layer: Any, adapter: str, name: str, strength: float) -> Share | None:
-    """The adapter's share of a layer; None where it has none, or none that can be seen."""
-    if adapter not in layer.lora_embedding_A and adapter not in layer.lora_A:
-        return None
-    _require_plain_layer(layer, adapter, name)
+def _share(layer: Any, adapter: str, name: str, strength: float) -> Share:
+    """The adapter's share of a layer."""
+    require_plain_layer(layer, adapter, name)
     up, down = factors_of(layer, adapter)
     require_in_memory(up, down, name)
     scale = float(layer.scaling[adapter])
-    if strength * scale == 0:
-        return None
     up, down = _without_padding(up.detach().flatten(1), down.detach().flatten(1), int(layer.r[adapter]))
     held = (Held(matrix, (f"{name} ({adapter}, {side})",)) for side, matrix in (("up", up), ("down", down)))
     return Share(next(held), next(held), strength, scale)
@@ -160,78 +155,8 @@ def factors_of(layer: Any, adapter: str) -> tuple[Any, Any]:
     return layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
 
 
-def require_unmerged(layer: Any, name: str, merged: Sequence[str]) -> None:
-    """Refuse a layer whose base weight holds adapters at the moment: it is not the base's, and would be left so.
-
-    Raises:
-        UsageError: with the layer and the adapters.
-    """
-    if merged:
-        raise UsageError(
-            "adapters are merged into the base weights", key=name, got=", ".join(merged),
-            hint="Take them out first: pipe.unfuse_lora() in diffusers, model.unmerge_adapter() in PEFT.",
-        )  # fmt: skip
-
-
-def require_in_memory(up: Any, down: Any, name: str) -> None:
-    """Refuse factors that offloading keeps elsewhere.
-
-    Raises:
-        UsageError: with the layer.
-    """
-    if "meta" in {up.device.type, down.device.type}:
-        raise UsageError(
-            "the adapter's numbers are not in memory", key=name, got="device meta",
-            hint="Take the offloading off, and put it on again afterwards.",
-        )  # fmt: skip
-
-
 def _without_padding(up: Any, down: Any, rank: int) -> tuple[Any, Any]:
     """The factors without the ranks of zeros that `enable_lora_hotswap` adds."""
     if down.shape[0] > rank and not (bool(up[:, rank:].any()) or bool(down[rank:].any())):
         return up[:, :rank], down[:rank]
     return up, down
-
-
-def _require_plain_layer(layer: Any, adapter: str, name: str) -> None:
-    base = layer.get_base_layer()
-    variant = getattr(layer, "lora_variant", {}).get(adapter)
-    reason = None
-    if variant is not None or layer.use_dora.get(adapter):
-        kind = "DoRA" if layer.use_dora.get(adapter) else type(variant).__name__.removesuffix("Variant")
-        reason = f"{kind} is more than two factors"
-    elif layer.lora_bias.get(adapter):
-        reason = "its LoRA has a bias (lora_bias=True)"
-    elif getattr(base, "groups", 1) > 1:
-        reason = "grouped convolutions have no plain factors"
-    elif type(layer).__name__ in {"MultiheadAttention", "ParamWrapper"}:
-        reason = f"PEFT's {type(layer).__name__} layers are not supported"
-    if reason:
-        raise InputError(
-            f"this layer cannot be fused in a model: {reason}", key=name, got=f"adapter {adapter}",
-            hint="Fuse the files with nplora.fuse, or train without it.",
-        )  # fmt: skip
-
-
-def require_adapters(models: Mapping[str, Any], asked: tuple[str, ...], new: str) -> None:
-    """Every adapter asked for is there, and the new name is free.
-
-    Raises:
-        UsageError: an unknown adapter, one adapter twice, or a name that is taken.
-    """
-    known = list(dict.fromkeys(name for model in models.values() for name in adapters_of(model)))
-    for name in asked:
-        if name not in known:
-            raise UsageError(
-                f"no adapter is called {name!r}", expected=" or ".join(known) or "a model with adapters in it",
-                hint="Load it first: pipe.load_lora_weights(..., adapter_name=...), model.load_adapter(..., "
-                "adapter_name=...).",
-            )  # fmt: skip
-    if len(set(asked)) < len(asked):
-        raise UsageError(
-            "an adapter cannot be fused with itself", got=", ".join(asked), hint="Name different adapters."
-        )
-    if new in known:
-        raise UsageError(
-            f"an adapter is called {new!r} already", hint="Choose another name, or delete that adapter first."
-        )

@@ -22,8 +22,8 @@ class Moving:
 
     ``base`` (r_c, n) is the factor itself (A_c, or B_c^T for the output side) in its own number type. ``change``
     (r_c, n) float32 is what is subtracted: at mu = inf where the projection is linear in g, else at ``values``' mu.
-    ``factor`` is the adapter's strength * scale; ``ranks`` says where it lies in the fused layer, ``above`` where those
-    lie to which it gives way.
+    ``factor`` is the adapter's strength * scale; ``ranks`` says where it lies in the fused layer, ``above`` to whom it
+    gives way and where those lie.
     """
 
     base: Any
@@ -33,7 +33,7 @@ class Moving:
     method: Method
     values: Mapping[str, object]
     ranks: slice = field(default_factory=lambda: slice(0))
-    above: tuple[slice, ...] = ()
+    above: Mapping[str, slice] = field(default_factory=dict)
 
     @property
     def linear(self) -> bool:
@@ -61,12 +61,15 @@ def is_linear(method: Method, values: Mapping[str, object]) -> bool:
 
 
 def compute(
-    jobs: Iterable[Job], method: Method, values: Mapping[str, object], allow_nonfinite: bool
+    jobs: Iterable[Job], method: Method, values: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Moving], dict[str, Overlap]]:
     """Run projections where the factors are, batches of equal shapes together.
 
     The arithmetic is float64 (float32 on MPS, which has no wider type), so neither TF32 nor autocast reaches it; what
     is subtracted is kept in float32.
+
+    Args:
+        values: the options that hold in each layer, by the jobs' names.
 
     Returns:
         Job key -> what moves, and job key -> overlap.
@@ -76,11 +79,21 @@ def compute(
     """
     moving: dict[str, Moving] = {}
     overlaps: dict[str, Overlap] = {}
-    for batch in batches_of(list(jobs)):
-        found, seen = _run(batch, method, values, allow_nonfinite)
+    alike: dict[str, list[Job]] = {}
+    for job in jobs:
+        alike.setdefault(repr(_own(method, values[job.name])), []).append(job)
+    for batch in (batch for group in alike.values() for batch in batches_of(group)):
+        here = values[batch[0].name]
+        found, seen = _run(batch, method, _own(method, here), bool(here.get("allow_nonfinite", True)))
         moving.update(zip((job.key for job in batch), found, strict=True))
         overlaps.update(zip((job.key for job in batch), seen, strict=True))
     return moving, overlaps
+
+
+def _own(method: Method, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options on which a projection depends."""
+    names = [*(parameter.name for parameter in method.parameters), "calibrate"]
+    return {name: values[name] for name in names if name in values}
 
 
 def _run(
