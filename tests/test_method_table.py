@@ -112,3 +112,19 @@ def test_what_makes_no_sense(options: dict[str, object], message: str, tmp_path:
         compare_methods(*files(tmp_path), **options)
     with pytest.raises(UsageError, match="there is nothing to compare"):
         compare_methods(files(tmp_path)[0])
+
+
+def test_overrides_go_to_the_methods_that_have_their_parameter(tmp_path: Path) -> None:
+    adapters, rules = files(tmp_path), "mu@m.x.y=inf, density@m.x.w=1, rank@m.x.z=1"
+    rows = {
+        row["method"]: row
+        for row in compare_methods(*adapters, methods=["np", "ties", "linear"], overrides=rules)["methods"]
+    }
+    own = {"np": "mu@m.x.y=inf, rank@m.x.z=1", "ties": "density@m.x.w=1, rank@m.x.z=1", "linear": "rank@m.x.z=1"}
+    for method, fitting in own.items():
+        fusion = nplora.fuse(*adapters, method=method, overrides=fitting)
+        (alone,) = compare_methods(*adapters, methods=[method], overrides=fitting)["methods"]
+        assert rows[method]["norm"] == alone["norm"]
+        assert len(fusion.overrides.rules) == fitting.count("=")
+    with pytest.raises(UsageError, match="none of the methods has an option kappa"):
+        compare_methods(*adapters, methods=["np", "ties"], overrides="kappa@*=1")

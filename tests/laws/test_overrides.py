@@ -66,6 +66,7 @@ BESIDE: dict[str, tuple[str, object]] = {  # what gives a parameter something to
     "calibrate": ("mu", 2.0), "election": ("variant", "ties"), "agreeing": ("variant", "ties"), "eta": ("kappa", 0.01),
     "chance": ("kappa", 0.01),
 }  # fmt: skip
+ALSO: dict[tuple[str, str], tuple[tuple[str, object], ...]] = {("pico", "density"): (("inner", "ties"),)}
 
 
 def in_parts(method: str) -> dict[str, Parameter]:
@@ -75,8 +76,8 @@ def in_parts(method: str) -> dict[str, Parameter]:
 
 def case_of(method: str, parameter: Parameter) -> Case:
     value = VALUES.get(parameter.name) or next(c for c in parameter.choices if c != parameter.default)
-    name, beside = BESIDE.get(parameter.name, ("", None))
-    return Case(method, parameter.name, value, ((name, beside),) if name in in_parts(method) else ())
+    beside = (BESIDE.get(parameter.name, ("", None)), *ALSO.get((method, parameter.name), ()))
+    return Case(method, parameter.name, value, tuple(one for one in beside if one[0] in in_parts(method)))
 
 
 CASES = [

@@ -95,7 +95,7 @@ def test_bombs_are_refused(text: str, problem: str) -> None:
     assert problem in str(caught.value)
 
 
-@given(st.text() | st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["inputs", "output", "path", "method", "strength", "x"]), x)).map(str))  # fmt: skip
+@given(st.text() | st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["inputs", "output", "path", "method", "strength", "overrides", "where", "x"]), x)).map(str))  # fmt: skip
 def test_no_text_gets_past_the_error_family(text: str) -> None:
     with contextlib.suppress(NploraError):
         read_recipe_text(text)

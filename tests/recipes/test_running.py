@@ -108,6 +108,7 @@ OVERRIDE = PAIR + "output: {path: o.safetensors}\noverrides:\n"
         (PAIR + "output: {path: o.safetensors}\nparameters:\n  mue: 1", "r.yaml, line 4: parameters.mue: there is no parameter 'mue'. Did you mean mu?"),
         (PAIR + "output: {path: o.safetensors}\nparameters:\n  mu: [1, -1]", "r.yaml, line 4: parameters.mu[1]: mu is out of range: expected a number from 0 to inf, got -1. How strongly the style's directions are protected: 0 is plain addition, inf the hard projection."),
         (PAIR + "output: {path: o.safetensors}\nparameters:\n  mu: [1, 2]", "r.yaml, line 2: output.path: one path for many results. Give output.folder, and output.name if you like: {subject}-{style}."),
+        (PAIR + "output: {path: o.safetensors}\nparameters:\n  overrides: mu@up=2", "r.yaml, line 4: parameters.overrides: overrides are no parameter. They are a field of their own, a list beside parameters: overrides: [{where: up, mu: 2}]."),
         (OVERRIDE + "- {where: attention, mue: 1}", "r.yaml, line 4: overrides[0].mue: there is no parameter 'mue'. Did you mean mu?"),
         (OVERRIDE + "- where: attention\n  mu: [1, -1]", "r.yaml, line 5: overrides[0].mu[1]: mu is out of range: expected a number from 0 to inf, got -1. How strongly the style's directions are protected: 0 is plain addition, inf the hard projection."),
         (OVERRIDE + "- where: attention\n  protect: 2 > 1", "r.yaml, line 5: overrides[0].protect: protect holds for the whole file. Give it without a place: --protect."),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from ..parameters import Parameter, word_of
+from ..ranges import Parameter, word_of
 from .selectors import selects, words_for
 
 SHOWN = 3  # rules that a sentence names

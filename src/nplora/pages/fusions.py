@@ -61,12 +61,18 @@ def _recipe(report: Data) -> tuple[tuple[str, str], ...]:
         (role, f"{file_name(entry['file'])} ({entry['base']}, {entry['modules']} modules)")
         for role, entry in report["inputs"].items()
     ]
-    given = (f"{name} {value}" for name, value in report["parameters"].items() if value not in (None, False, "auto"))
+    given = (
+        f"{name} {_said(value)}" for name, value in report["parameters"].items() if value not in (None, False, "auto")
+    )
     rows += [("method", str(report["method"])), ("parameters", ", ".join(given))]
     rows += [(f"{role} words", ", ".join(found)) for role, found in report["trigger_words"].items() if found]
     if "format" in report:
         rows.append(("written as", str(report["format"])))
     return (*rows, *(("note", note) for note in report["notes"]))
+
+
+def _said(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _blocks(outcome: Data) -> Any:

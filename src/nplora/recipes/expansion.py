@@ -18,6 +18,7 @@ from .reading import Marks, Path_, at
 from .value import Input, Recipe
 
 MAX_FUSIONS = 100_000  # five axes of ten
+_BESIDE = "They are a field of their own, a list beside parameters: overrides: [{where: up, mu: 2}]."
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def _axes(
     ]
     known = {parameter.name: parameter for method in methods for parameter in parameters[method]}
     for name, given in recipe.parameters.items():
+        if name == OVERRIDES.name:
+            raise at(marks, ("parameters", name), UsageError("overrides are no parameter", hint=_BESIDE))
         if name not in known:
             raise at(marks, ("parameters", name), _unknown("parameter", name, known))
         yield list(_values(known[name], given, marks, ("parameters", name)))
