@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..storage import Tensor
-from ..storage.matrices import Changed, Factor, Matrix, Rows, take_rows, wide
+from ..storage.matrices import Changed, Combined, Factor, Matrix, Rows, take_rows, wide
 
 __all__ = [
-    "Changed", "Factor", "Full", "Group", "Kind", "LowRank", "Matrix", "Opaque", "Rows", "Update",
-    "all_kinds", "kind_of", "opaque", "read_scalar", "rows_of", "take_rows", "wide",
+    "Changed", "Combined", "Factor", "Full", "Group", "Kind", "LowRank", "Matrix", "Opaque", "Rows",
+    "Update", "all_kinds", "kind_of", "opaque", "read_scalar", "rows_of", "take_rows", "wide",
 ]  # fmt: skip
 
 

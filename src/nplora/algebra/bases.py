@@ -1,7 +1,8 @@
 """Orthonormal bases of factors, and what is done on the small cores between them.
 
 A sum of updates ``[B_1 .. B_K] [A_1; ..; A_K]`` has rank R = sum r_k. With ``B = Q_b R_b`` and ``A^T = Q_a R_a`` every
-question about it is one about R x R matrices. Functions take two-dimensional arrays of any array API library.
+question about it is one about R x R matrices. Functions take arrays of any array API library; those that say so take
+leading axes as a batch.
 """
 
 from __future__ import annotations
@@ -17,49 +18,102 @@ MAX_CONDITION = 1e5  # of a Gram matrix (columns scaled to length 1) that replac
 
 @dataclass(frozen=True)
 class Basis:
-    """An orthonormal basis Q (m, k) of the columns of F (m, R): ``F = Q R`` with ``R`` (k, R).
+    """An orthonormal basis Q (..., m, k) of the columns of F (..., m, R): ``F = Q R`` with ``R`` (..., k, R).
 
     Q is ``columns @ inverse``, or ``columns`` itself where ``inverse`` is None: forming it would cost a long product.
+    Without columns Q is ``inverse`` or the identity.
     """
 
-    columns: Array
+    columns: Array | None
     R: Array
     inverse: Array | None = None
 
     def lift(self, X: Array) -> Array:
-        """``Q @ X`` (m, .) for small coordinates X (k, .)."""
-        return self.columns @ (X if self.inverse is None else self.inverse @ X)
+        """``Q @ X`` (..., m, .) for small coordinates X (..., k, .)."""
+        small = X if self.inverse is None else self.inverse @ X
+        return small if self.columns is None else self.columns @ small
 
 
 def basis(F: Array) -> Basis:
-    """An orthonormal basis of the columns of a long F (m, R).
+    """An orthonormal basis of the columns of F (..., m, R).
 
-    By Cholesky's factor of ``F^T F`` where that is well conditioned (many times faster than a QR), by QR elsewhere.
+    By a square root of ``F^T F`` where that is well conditioned (many times faster than a QR), by QR elsewhere. Where F
+    is no longer than wide, any basis does: the unit vectors.
     """
     xp = namespace(F)
-    if 0 < F.shape[1] <= F.shape[0]:
-        G = transpose(F) @ F
-        norms = xp.sqrt(xp.linalg.diagonal(G))
-        if bool(xp.all((norms > 0) & xp.isfinite(norms))):
-            w, W = xp.linalg.eigh(G / norms[:, None] / norms[None, :])
-            if float(w[-1]) < MAX_CONDITION * float(w[0]):
-                root = xp.sqrt(w)
-                return Basis(F, transpose(W * root[None, :]) * norms[None, :], W / root[None, :] / norms[:, None])
+    if 0 < F.shape[-2] <= F.shape[-1]:
+        return Basis(None, F)
+    if F.shape[-1] > 0:
+        root = gram_root(transpose(F) @ F)
+        if bool(xp.all(root.condition < MAX_CONDITION)):
+            return Basis(F, root.R, root.inverse)
     Q, R = xp.linalg.qr(F)
     return Basis(Q, R)
 
 
+@dataclass(frozen=True)
+class Root:
+    """``G = R^T R`` with R (..., k, k), its inverse, and the condition (...,) of G with its diagonal scaled to 1.
+
+    The condition is infinite, and the rest of no use, where G is not the Gram matrix of independent finite columns.
+    """
+
+    R: Array
+    inverse: Array
+    condition: Array
+
+
+def gram_root(G: Array) -> Root:
+    """A square root of Gram matrices G (..., k, k): for ``G = F^T F`` the columns of ``F R^-1`` are orthonormal.
+
+    They are so to about ``condition * 2^-53``. By Cholesky, or by eigenvalues where one of a batch does not allow it.
+    """
+    xp = namespace(G)
+    norms = xp.sqrt(xp.abs(xp.linalg.diagonal(G)))
+    good = xp.all((norms > 0) & xp.isfinite(norms), axis=-1)[..., None]
+    norms = xp.where(good, norms, xp.ones_like(norms))
+    eye = xp.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+    unit = xp.where(good[..., None], G / norms[..., :, None] / norms[..., None, :], eye)
+    try:
+        root = transpose(xp.linalg.cholesky(unit))
+        inverse = xp.linalg.inv(root)
+        condition = G.shape[-1] * xp.sum(inverse * inverse, axis=(-2, -1))  # or less: trace times trace of the inverse
+    except (ValueError, RuntimeError):  # what libraries raise for a matrix that is not positive definite
+        w, W = xp.linalg.eigh(unit)
+        positive = xp.where(w > 0, w, xp.ones_like(w))
+        root, inverse = transpose(W * xp.sqrt(positive)[..., None, :]), W / xp.sqrt(positive)[..., None, :]
+        condition = xp.where(w[..., 0] > 0, w[..., -1] / positive[..., 0], xp.full_like(w[..., 0], xp.inf))
+    known = good[..., 0] & xp.isfinite(condition)
+    return Root(
+        root * norms[..., None, :],
+        inverse / norms[..., :, None],
+        xp.where(known, condition, xp.full_like(condition, xp.inf)),
+    )
+
+
+def balancing(up: Array, down: Array) -> tuple[Array, Array]:
+    """Powers of two that make columns of up about as long as rows of down, from the lengths (..., k) of both.
+
+    Returns:
+        Factors (..., k) for up (down is divided by them), and where both lengths are above 0: there alone they matter.
+    """
+    xp = namespace(up)
+    live = (up > 0) & (down > 0)
+    one, other = (xp.where(live, length, xp.ones_like(length)) for length in (down, up))
+    return 2.0 ** xp.round(xp.log2(one / other) / 2), live
+
+
 def stacked(factors: Sequence[Factors]) -> Factors:
-    """The sum of updates as one product: ``[B_1 .. B_K]`` and ``[A_1; ..; A_K]``."""
+    """The sum of updates as one product: ``[B_1 .. B_K]`` and ``[A_1; ..; A_K]``; leading axes are a batch."""
     xp = namespace(factors[0][0])
-    return xp.concat([up for up, _ in factors], axis=1), xp.concat([down for _, down in factors], axis=0)
+    return xp.concat([up for up, _ in factors], axis=-1), xp.concat([down for _, down in factors], axis=-2)
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """A thin SVD ``dW = U diag(s) V^T`` by coordinates: ``U = left.lift(u)`` and ``V = right.lift(v)``.
 
-    Directions below the numerical rank are not in it; s (k,) descends.
+    Directions below the numerical rank are not in it (of a batch: below the largest one's); s (..., k) descends.
     """
 
     left: Basis
@@ -78,8 +132,8 @@ class Spectrum:
 
     def product(self, s: Array, count: int) -> Factors:
         """``U diag(s) V^T`` of the first directions, as balanced factors: half of each singular value on both sides."""
-        root = namespace(s).sqrt(s[:count])
-        up, down = self.left.lift(self.u[:, :count] * root), self.right.lift(self.v[:, :count] * root)
+        root = namespace(s).sqrt(s[..., None, :count])
+        up, down = self.left.lift(self.u[..., :count] * root), self.right.lift(self.v[..., :count] * root)
         return up, transpose(down)
 
 
@@ -87,7 +141,7 @@ def spectrum(up: Array, down: Array) -> Spectrum:
     """The singular values and directions of ``up @ down`` above its numerical rank.
 
     Args:
-        up, down: (out, r) and (r, n).
+        up, down: (..., out, r) and (..., r, n); leading axes are a batch.
 
     Returns:
         At least one direction, whatever its singular value, so that a zero update stays a product.
@@ -95,16 +149,15 @@ def spectrum(up: Array, down: Array) -> Spectrum:
     xp = namespace(up)
     left, right = basis(up), basis(transpose(down))
     u, s, vt = xp.linalg.svd(left.R @ transpose(right.R), full_matrices=False)
-    noise = (
-        max(up.shape[0], *down.shape) * xp.finfo(s.dtype).eps * _size(left.R, transpose(right.R))
-    )  # of ranks that cancel
+    size = max(up.shape[-2], *down.shape[-2:])
+    noise = size * xp.finfo(s.dtype).eps * _size(left.R, transpose(right.R))[..., None]  # of ranks that cancel
     s = xp.where(s > noise, s, xp.zeros_like(s))
-    k = max(1, numerical_rank(s, (up.shape[0], down.shape[1])))
-    return Spectrum(left, right, u[:, :k], s[:k], transpose(vt)[:, :k])
+    k = max(1, numerical_rank(s, (up.shape[-2], down.shape[-1])))
+    return Spectrum(left, right, u[..., :k], s[..., :k], transpose(vt)[..., :k])
 
 
-def truncated(up: Array, down: Array, rank: int | None = None) -> tuple[Array, Array, float]:
-    """The best approximation of ``up @ down`` of a given rank (Eckart and Young), exact without one.
+def truncated(up: Array, down: Array, rank: int | None = None) -> tuple[Array, Array, Array]:
+    """The best approximation of ``up @ down`` of a given rank (Eckart and Young), exact without one; also of a batch.
 
     Returns:
         Balanced factors up (out, k) and down (k, n), and the Frobenius error ``sqrt(sum of dropped s_i^2)``.
@@ -116,15 +169,16 @@ def truncated(up: Array, down: Array, rank: int | None = None) -> tuple[Array, A
            [0., 4.]]), 3.0)
     """
     found = spectrum(up, down)
-    count = found.s.shape[0] if rank is None else min(rank, found.s.shape[0])
-    rest = found.s[count:]
-    return *found.product(found.s, count), float(namespace(up).sqrt(namespace(up).sum(rest * rest)))
+    count = found.s.shape[-1] if rank is None else min(rank, found.s.shape[-1])
+    rest, xp = found.s[..., count:], namespace(up)
+    error = xp.sqrt(xp.sum(rest * rest, axis=-1))
+    return *found.product(found.s, count), error if error.ndim else float(error)
 
 
 def _size(up: Array, down: Array) -> Array:
     """``sum_k |B_k| |A_k|``: what the rounding of a product is measured by."""
     xp = namespace(up)
-    return xp.sum(xp.sqrt(xp.sum(up * up, axis=0)) * xp.sqrt(xp.sum(down * down, axis=1)))
+    return xp.sum(xp.sqrt(xp.sum(up * up, axis=-2)) * xp.sqrt(xp.sum(down * down, axis=-1)), axis=-1)
 
 
 def without_rounding(matrix: Array, size: Array) -> Array:
@@ -202,25 +256,7 @@ def fixed_signs(u: Array, vt: Array) -> tuple[Array, Array]:
     return u * signs[None, :], vt * signs[:, None]
 
 
-# ------------------------------------------------------------------------------------------ polar factors
-
-
-def polar_root(G: Array, tolerance: float = 1e-6) -> Array:
-    """``(F^T F)^(-1/2)`` on its support from ``G = F^T F``: F times it is the partial polar factor of F.
-
-    Directions with a singular value of at most `tolerance` of the largest one are dropped: they would be turned into
-    arbitrary ones.
-    """
-    xp = namespace(G)
-    w, W = xp.linalg.eigh(G)
-    dead = w <= tolerance**2 * w[-1]
-    scale = xp.where(dead, xp.zeros_like(w), 1 / xp.sqrt(xp.where(dead, xp.ones_like(w), w)))
-    return (W * scale[None, :]) @ transpose(W)
-
-
-def polar(F: Array) -> Array:
-    """The partial polar factor of a long F: its columns made orthonormal with the least change, on their support."""
-    return F @ polar_root(transpose(F) @ F)
+# ------------------------------------------------------------------------------------------ unions
 
 
 def orthonormal_rows(factors: Sequence[Factors]) -> Array:

@@ -202,12 +202,15 @@ def thin_svd(B: Array, A: Array) -> tuple[Array, Array, Array]:
 
 
 def numerical_rank(s: Array, size: tuple[int, int]) -> int:
-    """How many singular values count: ``s_i > max(out, n) * 2^-52 * s_1`` (as NumPy's and MATLAB's rank)."""
+    """How many singular values count: ``s_i > max(out, n) * 2^-52 * s_1`` (as NumPy's and MATLAB's rank).
+
+    Of a batch s (..., k) the most that one of them has.
+    """
     xp = namespace(s)
-    if s.shape[0] == 0:
+    if s.shape[-1] == 0:
         return 0
-    tolerance = max(size) * xp.finfo(s.dtype).eps * float(s[0])
-    return int(xp.sum(xp.astype(s > tolerance, xp.int64)))
+    tolerance = max(size) * xp.finfo(s.dtype).eps * s[..., :1]
+    return int(xp.max(xp.sum(xp.astype(s > tolerance, xp.int64), axis=-1)))
 
 
 def orthonormal_form(B: Array, A: Array) -> tuple[Array, Array, Array]:

@@ -22,8 +22,8 @@ from ..algebra import numerical_rank, thin_svd
 from ..errors import NploraError, UsageError
 from ..fusing import Fusion, fuse
 from ..fusion.fused import FusedModule, Measure
-from ..fusion.measures import Total, total
-from ..fusion.merging import gram, module_seed
+from ..fusion.measures import Total, gram, total
+from ..fusion.merging import module_seed
 from ..fusion.options import options_of
 from ..fusion.overlap import Summary, percent, summarise
 from ..methods import find_method, known_methods

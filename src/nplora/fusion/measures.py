@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..methods import Part
 from .fused import Measure, Squeezed
 
 ROUNDING = 1e-7  # distances from inner products in float64 feel rounding up to about here
@@ -61,6 +62,16 @@ class Total:
             return float("inf") if self.gram[-1, -1] > 0 else 0.0
         share = sqrt(max(square / total, 0.0))
         return share if share > ROUNDING else 0.0
+
+
+def gram(parts: Sequence[Part], up: NDArray[np.float64], down: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inner products of the parts (at their strengths) and, last, of the result: (..., k + 1, k + 1)."""
+    ups = [part.weight * part.up for part in parts] + [up]
+    downs = [part.down for part in parts] + [down]
+    left, right = np.concatenate(ups, axis=-1), np.concatenate(downs, axis=-2)
+    entries = (np.swapaxes(left, -1, -2) @ left) * (right @ np.swapaxes(right, -1, -2))
+    edges = np.cumsum([0, *(factor.shape[-1] for factor in ups)])[:-1]
+    return np.add.reduceat(np.add.reduceat(entries, edges, axis=-2), edges, axis=-1)
 
 
 def total(measures: Iterable[Measure], roles: Sequence[str]) -> Total:

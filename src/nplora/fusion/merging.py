@@ -1,29 +1,33 @@
-"""Run a merge over all modules: results go to a spool, from where the output is written as from any adapter.
+"""Run a merge over all modules, so that its results can be written as if they had been read from any adapter.
 
-Modules are merged alone, a few at a time, so the memory holds a few modules however large the files are. What a merge
-makes is balanced by powers of two (column k of up and row k of down get norms within a factor 2 of each other), which
-rounds nothing and suits half precision.
+Modules go together on their small cores where the method and the numbers allow it (`cores`), else alone; then results
+go to a spool. Either way the memory holds a few modules however large the files are. What a merge makes is balanced by
+powers of two (column k of up and row k of down get norms within a factor 2 of each other), which rounds nothing and
+suits half precision.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters import LowRank
+from ..adapters import LowRank, Matrix
+from ..algebra.bases import balancing
 from ..errors import InputError
 from ..methods import Part, Product
 from ..storage import Spool, wider
 from ..threads import run_threads
+from .cores import batches_of_modules, merge_cores
 from .fused import Fused, FusedModule, Measure, Member
+from .measures import gram
 from .pairing import match_key
-from .projection import check_finite
+from .projection import ELEMENTS_IN_WORK, Overlap, check_finite, stream
 
 Array = NDArray[np.float64]
 Some = TypeVar("Some", bound=Fused)
@@ -34,8 +38,9 @@ NOT_FINITE = "values are not finite, so the method cannot work and the updates a
 class Merged:
     """A module after its merge: factors ready to be written (None: its one member passes as it is), and what it is."""
 
-    factors: tuple[Array, Array] | None
+    factors: tuple[Array, Array] | tuple[Matrix, Matrix] | None
     measure: Measure
+    overlap: Overlap | None = None  # of a pair, where the merge has learned it
 
 
 def module_seed(seed: int, name: str) -> int:
@@ -54,21 +59,50 @@ def merge_all(fusion: Some, spool: Spool) -> Some:
     Raises:
         InputError: a number is not finite. OutputError: there is no room for the results.
     """
-    modules, measures = dict(fusion.modules), {}
+    modules, found = dict(fusion.modules), {}
     todo = [module for module in fusion.modules.values() if module.merges]
     allow_nonfinite = bool(fusion.parameters["allow_nonfinite"])
+    workers, done = os.cpu_count() or 1, 0
 
-    def merge(module: FusedModule) -> Merged:
-        return merge_module(module, allow_nonfinite=allow_nonfinite)
+    def merge(batch: Sequence[FusedModule]) -> list[Merged]:
+        return merge_batch(batch, allow_nonfinite=allow_nonfinite)
 
-    for done, (module, merged) in enumerate(run_threads(merge, todo, os.cpu_count() or 1), 1):
-        measures[module.name] = merged.measure
-        modules[module.name] = replace(module, made=_kept(module, merged, spool))
+    for batch, results in run_threads(merge, batches_of_modules(todo, ELEMENTS_IN_WORK // workers), workers):
+        for module, merged in zip(batch, results, strict=True):
+            found[module.name] = merged
+            modules[module.name] = replace(module, made=_kept(module, merged, spool), jobs={})
+        done += len(batch)
         if fusion.progress:
             fusion.progress(done, len(todo))
-    ordered = {name: measures[name] for name in modules if name in measures}
-    notes = (*fusion.notes, *_notes(ordered.values()))
-    return replace(fusion, modules=modules, measures=ordered, notes=notes, progress=None)
+    measures = {name: found[name].measure for name in modules if name in found}
+    notes = (*fusion.notes, *_notes(measures.values()))
+    finished = replace(fusion, modules=modules, measures=measures, notes=notes, progress=None)
+    finished.__dict__["overlaps"] = _overlaps(fusion, {n: one.overlap for n, one in found.items() if one.overlap})
+    return finished
+
+
+def _overlaps(fusion: Fused, known: Mapping[str, Overlap]) -> dict[str, Overlap]:
+    """Job key -> overlap of all jobs; those that no merge has learned are measured."""
+    jobs = {job.key: job for job in fusion.jobs}
+    learned = {job.key: known[job.name] for job in jobs.values() if job.name in known}
+    method, values = fusion.projection
+    rest = stream(
+        [job for job in jobs.values() if job.key not in learned], method, values,
+        device=fusion.parameters["device"], allow_nonfinite=fusion.parameters["allow_nonfinite"],
+    )  # fmt: skip
+    return {key: learned[key] if key in learned else rest[key] for key in jobs}
+
+
+def merge_batch(modules: Sequence[FusedModule], *, allow_nonfinite: bool = False) -> list[Merged]:
+    """Merge modules that are alike, on their cores if that is exact.
+
+    Raises:
+        InputError: as `merge_module`.
+    """
+    cores = merge_cores(modules)
+    if cores is None:
+        return [merge_module(module, allow_nonfinite=allow_nonfinite) for module in modules]
+    return [Merged(core.factors, core.measure, core.overlap) for core in cores]
 
 
 def _notes(measures: Iterable[Measure]) -> Iterator[str]:
@@ -121,22 +155,12 @@ def _is_part(product: Product, part: Part) -> bool:
 
 def balanced(up: Array, down: Array) -> tuple[Array, Array]:
     """The same product with live ranks only, each column of up about as long as its row of down."""
-    lengths = np.linalg.norm(up, axis=0), np.linalg.norm(down, axis=1)
-    live = (lengths[0] > 0) & (lengths[1] > 0)
+    factor, live = balancing(np.sqrt(np.einsum("ij,ij->j", up, up)), np.sqrt(np.einsum("ij,ij->i", down, down)))
     if not live.any():  # a file holds no factor of rank 0
         return np.zeros((up.shape[0], 1)), np.zeros((1, down.shape[1]))
-    factor = np.exp2(np.round(np.log2(lengths[1][live] / lengths[0][live]) / 2))
-    return up[:, live] * factor, down[live] / factor[:, None]
-
-
-def gram(parts: Sequence[Part], up: Array, down: Array) -> Array:
-    """Inner products of the parts (at their strengths) and, last, of the result: (k + 1, k + 1)."""
-    ups = [part.weight * part.up for part in parts] + [up]
-    downs = [part.down for part in parts] + [down]
-    products = np.concatenate(ups, axis=1), np.concatenate(downs)
-    entries = (products[0].T @ products[0]) * (products[1] @ products[1].T)
-    edges = np.cumsum([0, *(factor.shape[1] for factor in ups)])[:-1]
-    return np.add.reduceat(np.add.reduceat(entries, edges, axis=0), edges, axis=1)
+    if not live.all():
+        up, down, factor = up[:, live], down[live], factor[live]
+    return up * factor, down / factor[:, None]
 
 
 def _kept(module: FusedModule, merged: Merged, spool: Spool) -> tuple[Member, ...]:
@@ -146,7 +170,10 @@ def _kept(module: FusedModule, merged: Merged, spool: Spool) -> tuple[Member, ..
     stored = [m.dtype for one in module.members for m in (one.update.up, one.update.down)]  # type: ignore[union-attr]
     dtype = wider(stored)
     number = np.float64 if dtype == "F64" else np.float32
-    up, down = (spool.add(factor.astype(number), dtype, module.name) for factor in merged.factors)
+    up, down = (
+        spool.add(factor.astype(number), dtype, module.name) if isinstance(factor, np.ndarray) else factor
+        for factor in merged.factors
+    )
     first = module.members[0].module
     update = LowRank(up, down, 1.0, "computed", first.update.kernel)
     return (Member("merged", replace(first, name=module.name, update=update, stored={}), 1.0),)

@@ -335,13 +335,13 @@ def require_finite(job: Job) -> None:
         check_finite(matrix, job.name)
 
 
-def check_finite(matrix: Matrix, name: str) -> None:
-    """Raise if a stored matrix holds NaN or infinity.
+def check_finite(matrix: Matrix, name: str, array: NDArray[Any] | None = None) -> None:
+    """Raise if a stored matrix holds NaN or infinity; array: its numbers, if they have been read.
 
     Raises:
         InputError: with module and key.
     """
-    array = matrix.read()
+    array = matrix.read() if array is None else array
     good = np.isfinite(array.astype(np.float32) if array.dtype.itemsize == 1 else array)
     if not good.all():
         raise InputError(

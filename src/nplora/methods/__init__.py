@@ -119,19 +119,24 @@ class Product:
 
     ``error`` is ``||dW - D||_F`` against the method's definition D: 0 where the factors are exact, the residual of the
     truncation elsewhere. ``facts`` are numbers that the method chose for this module, by name; ``note`` says, without
-    the module's name, why it could not keep to what was asked for.
+    the module's name, why it could not keep to what was asked for. Of a batch the first three have its leading axes.
     """
 
     up: Array
     down: Array
-    error: float = 0.0
+    error: Array = 0.0
     facts: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A registered merge: its function, its parameters as data, its reference and what it promises."""
+    """A registered merge: its function, its parameters as data, its reference and what it promises.
+
+    ``cores`` says that it knows nothing of single entries or of the weight's size: with orthonormal Q and P,
+    ``f(Q B_i, A_i P) = Q f(B_i, A_i) P``. Then it may be run on small cores of the updates in bases that they share.
+    ``batches`` says that it takes leading axes (and needs no seed): many modules of equal shapes at once.
+    """
 
     name: str
     title: str
@@ -140,6 +145,8 @@ class Merge:
     guarantee: str
     parameters: tuple[Parameter, ...]
     function: MergeFunction
+    cores: bool = False
+    batches: bool = False
 
     @property
     def least(self) -> int:
@@ -164,12 +171,20 @@ class Merge:
 
 
 def merge(
-    name: str, *, title: str, reference: str, formula: str, guarantee: str, parameters: tuple[Parameter, ...] = ()
+    name: str,
+    *,
+    title: str,
+    reference: str,
+    formula: str,
+    guarantee: str,
+    parameters: tuple[Parameter, ...] = (),
+    cores: bool = False,
+    batches: bool = False,
 ) -> Callable[[MergeFunction], Merge]:
-    """Register the decorated function ``(parts, *, seed, **parameters) -> Product`` as a merge."""
+    """Register the decorated function ``(parts, *, seed, **parameters) -> Product`` as a merge; see `Merge`."""
 
     def register(function: MergeFunction) -> Merge:
-        return Merge(name, title, reference, formula, guarantee, parameters, function)
+        return Merge(name, title, reference, formula, guarantee, parameters, function, cores, batches)
 
     return register
 

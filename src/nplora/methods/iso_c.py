@@ -17,6 +17,8 @@ from . import Part, Product, merge, weighted
     formula="sum_i w_i dW_i = U S V^T; D = scaling * mean(S) U V^T",
     guarantee="the directions of the exact sum, all equally strong; also for a single adapter",
     parameters=(SCALING, RANK),
+    cores=True,
+    batches=True,
 )
 def iso_c(parts: Sequence[Part], *, seed: int = 0, scaling: float = 1.0, rank: int | None = None) -> Product:
     """Flatten the spectrum of the sum to its mean; directions outside the sum's numerical rank stay empty.
@@ -29,7 +31,7 @@ def iso_c(parts: Sequence[Part], *, seed: int = 0, scaling: float = 1.0, rank: i
     """
     found = spectrum(*stacked(weighted(parts)))
     xp = namespace(found.s)
-    count = found.s.shape[0] if rank is None else min(rank, found.s.shape[0])
-    level = xp.mean(found.s[:count])
-    up, down = found.product(xp.zeros_like(found.s[:count]) + abs(scaling) * level, count)
+    count = found.s.shape[-1] if rank is None else min(rank, found.s.shape[-1])
+    level = xp.mean(found.s[..., :count], axis=-1, keepdims=True)
+    up, down = found.product(xp.zeros_like(found.s[..., :count]) + abs(scaling) * level, count)
     return Product(up if scaling >= 0 else -up, down)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..algebra import namespace, transpose
-from ..algebra.bases import energy, polar, spectrum, stacked, truncated
+from ..algebra.bases import energy, spectrum, stacked, truncated
+from ..algebra.polar import polar
 from ..parameters import RANK, SCALING, Parameter
 from . import Part, Product, merge, weighted
 

@@ -17,6 +17,7 @@ from . import Part, Product, merge, weighted
     formula="X = dW_c - g U (U^T dW_c V) V^T = argmin ||X - dW_c||^2 + mu ||U^T X V||^2,  g = mu / (1 + mu)",
     guarantee="hard: U_s^T dW_m V_s is the style's own diag(s); rank at most sum r_i; no smaller change does it",
     parameters=(MU,),
+    cores=True,
 )
 def np_bilateral(parts: Sequence[Part], *, seed: int = 0, mu: float = 0.5) -> Product:
     """Each adapter loses what it does between the input and the output directions of all later ones.

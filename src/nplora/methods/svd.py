@@ -17,6 +17,8 @@ from . import Part, Product, merge, weighted
     formula="D = sum_i w_i dW_i, its `rank` largest singular values kept",
     guarantee="the nearest update of that rank; without a rank the exact sum in as few ranks as it has",
     parameters=(replace(RANK, sentence="Rank of the result; by default as many as the exact sum has."),),
+    cores=True,
+    batches=True,
 )
 def svd(parts: Sequence[Part], *, seed: int = 0, rank: int | None = None) -> Product:
     """``sum_i w_i dW_i`` truncated to a rank: QR of both stacks and an SVD of the small core between them.

@@ -16,7 +16,7 @@ from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ..adapters import Factor, LowRank, Matrix
+from ..adapters import Combined, Factor, LowRank, Matrix
 from ..errors import UsageError
 from ..formats import Format, Spelling
 from ..layouts import Layout, Part
@@ -256,7 +256,7 @@ def _lay_out(plan: Plan, module: _FileModule, scale: float, format: Format, dtyp
         flat = (shape[0], prod(shape[1:]))
         plan.specs.append((key, kind, flat[::-1] if format.transposed else shape))
         plan.bands += _bands(name, key, pieces, flat, kind, format.transposed)
-        computed = any(isinstance(piece.matrix, Spooled) for piece in pieces)
+        computed = any(isinstance(piece.matrix, Combined | Spooled) for piece in pieces)
         if computed or any(piece.job or piece.factor != 1.0 or piece.matrix.dtype != kind for piece in pieces):
             plan.rewritten.add(key)
     if format.scale == "alpha":

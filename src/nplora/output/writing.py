@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters import LowRank
+from ..adapters import Combined, LowRank, Matrix
 from ..errors import InputError, OutputError
 from ..formats import Written
 from ..fusion.fused import Fused
@@ -119,11 +119,14 @@ def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, O
     rest = [band for band in still if id(band) not in handled]
 
     def copy(bands: Sequence[Band]) -> None:
+        writer.write_all((band.key, assembled(band), band.row) for band in bands)
+
+    def assembled(band: Band) -> NDArray[np.generic]:
+        numbers = {id(piece.matrix): _read(piece.matrix, band) for piece in band.pieces}
         if not fusion.parameters["allow_nonfinite"]:
-            for band in bands:
-                for piece in band.pieces:
-                    check_finite(piece.matrix, band.key)
-        writer.write_all((band.key, assemble(band), band.row) for band in bands)
+            for piece in band.pieces:
+                check_finite(piece.matrix, band.key, numbers[id(piece.matrix)])
+        return assemble(band, read=lambda matrix: numbers[id(matrix)])
 
     workers = os.cpu_count() or 1
     for _ in run_threads(copy, _in_batches(rest, ELEMENTS_IN_WORK // workers), workers):
@@ -132,6 +135,10 @@ def _compute(target: Target, fusion: Fused, writer: TensorWriter) -> dict[str, O
     for tensor in target.loose.tensors:
         writer.write(tensor.key, tensor.read())
     return overlaps
+
+
+def _read(matrix: Matrix, band: Band) -> NDArray[np.generic]:
+    return matrix.read_for(band.dtype) if isinstance(matrix, Combined) else matrix.read()
 
 
 def _finished(bands: Sequence[Sequence[Band]], projected: NDArray[np.generic]) -> NDArray[np.generic] | None:

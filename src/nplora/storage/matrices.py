@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Tensor, cast, wider
+from . import Tensor, cast, compute_dtype, wider
 
 
 class Matrix(Protocol):
@@ -133,6 +133,52 @@ class Changed:
 
     def read(self) -> NDArray[Any]:
         return self.change(wide(self.weight))
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Sums of stored factors: ``sum_i F_i C_i`` of up factors, ``sum_i C_i F_i`` of down factors.
+
+    Computed whenever it is read and never kept: in float64, then rounded to float32 unless the factors are wider.
+    ``gentle`` says that little cancels in the sums, so that float32 is enough for numbers of 16 bits.
+    """
+
+    factors: tuple[Matrix, ...]
+    coefficients: tuple[NDArray[np.float64], ...]
+    name: str  # what messages call it
+    from_left: bool = False
+    gentle: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        if self.from_left:
+            return self.coefficients[0].shape[0], self.factors[0].shape[1]
+        return self.factors[0].shape[0], self.coefficients[0].shape[1]
+
+    @property
+    def dtype(self) -> str:
+        return wider(factor.dtype for factor in self.factors)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def read(self) -> NDArray[Any]:
+        return self._total(np.dtype(np.float64)).astype(np.float64 if self.dtype == "F64" else np.float32)
+
+    def read_for(self, dtype: str) -> NDArray[Any]:
+        """The same where it is to be rounded to a safetensors type: with no more digits than that needs."""
+        quick = self.gentle and compute_dtype([self.dtype, dtype]) == np.float32
+        return self._total(np.dtype(np.float32)) if quick else self.read()
+
+    def _total(self, number: np.dtype[Any]) -> NDArray[Any]:
+        total: NDArray[Any] | None = None
+        for F, C in zip(self.factors, self.coefficients, strict=True):
+            numbers, c = cast(np.ascontiguousarray(F.read()), number), np.ascontiguousarray(C, number)
+            term = c @ numbers if self.from_left else numbers @ c
+            total = term if total is None else np.add(total, term, out=total)
+        assert total is not None
+        return total
 
 
 def wide(matrix: Matrix) -> NDArray[np.float64]:
