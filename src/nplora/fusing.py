@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from .algebra.compression import Goal
@@ -127,11 +128,20 @@ def fuse(*adapters: Adapter, method: str = "np", progress: Progress | None = Non
             key=key,
             hint="Go on without --strict to allow it.",
         )
-    notes = tuple(f"{role}: {note}" for role, adapter in inputs.items() for note in adapter.notes)
+    notes = (*_twice(paths), *(f"{role}: {note}" for role, adapter in inputs.items() for note in adapter.notes))
     return Fusion(
         inputs, chosen, values, strengths, modules, left_out, (*notes, *_unused(base)), progress, base=base,
         overrides=overrides,
     )  # fmt: skip
+
+
+def _twice(paths: Mapping[str, str]) -> list[str]:
+    """A note for each file that stands there twice."""
+    notes = []
+    for (one, first), (two, second) in combinations(paths.items(), 2):
+        if os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second):  # noqa: PTH110, PTH121
+            notes.append(f"{one} and {two} are the same file, which is fused with itself")
+    return notes
 
 
 def _module(

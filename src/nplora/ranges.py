@@ -68,10 +68,23 @@ class Parameter:
                 _number(self, value) if self.kind == "number" else _KINDS.get(self.kind, (_choice, ""))[0](self, value)
             )
         except (TypeError, ValueError, OverflowError):
-            raise UsageError(
-                f"{self.name} is out of range", expected=self.range, got=repr(value), hint=self.sentence
-            ) from None
+            raise self._refusal(value) from None
         return checked
+
+    def _refusal(self, value: Value) -> UsageError:
+        """What is wrong with a value, and what to write instead where that can be guessed."""
+        one = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+        hint = self.sentence
+        if self.kind == "number" and isinstance(one, str) and one.replace(",", "", 1).isdecimal():
+            hint = f"Write a point: {one.replace(',', '.')}."
+        elif self.kind == "choice":
+            import difflib
+
+            near = difflib.get_close_matches(str(one).lower(), self.choices, 1)
+            hint = f"Did you mean {near[0]}?" if near else hint
+        elif self.kind == "strengths" and isinstance(one, str) and "=" not in one:
+            hint = "Of a whole adapter: style=0.5, or --style-strength 0.5."
+        return UsageError(f"{self.name} is out of range", expected=self.range, got=repr(one), hint=hint)
 
 
 def _interval(low: float, high: float) -> str:

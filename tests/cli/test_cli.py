@@ -376,7 +376,10 @@ def test_verify_fails_with_status_1(nplora: Nplora) -> None:
     assert lines[0].startswith(
         "out.safetensors is not what its recipe says: 4 of 5 modules over the bound (worst unet."
     )
-    assert [line[:18] for line in lines[2:]] == ["  over the bound  "] * 4
+    assert [line[:18] for line in lines[2:-1]] == ["  over the bound  "] * 4
+    assert lines[-1] == (
+        "  next            the options here replace the recipe's: leave them out to compare with the recipe alone"
+    )
     assert json.loads(nplora("verify out.safetensors --mu 3 --json").out)["passed"] is False
 
 
@@ -396,7 +399,7 @@ def test_a_method_is_shown(nplora: Nplora) -> None:
     assert out.startswith(
         "np  Null-space projection (NP-LoRA)\n\n"
         "  computes        dW = w_s dW_s + w_c dW_c (I - g V V^T) with g = mu / (1 + mu)\n"
-        "  promises        The subject's response in the style's directions is divided by 1 + mu"
+        "  promises        The subject's response in the protected directions is divided by 1 + mu"
     )
     assert "  published       arXiv 2511.11051" in out
     data = {method["name"]: method for method in json.loads(nplora("methods --json").out)}

@@ -25,6 +25,14 @@ FUSE = "fuse cat.safetensors ink.safetensors -o out.safetensors"
 # ------------------------------------------------------------------------------------------ usage: status 2
 
 MU = "How strongly the style's directions are protected: 0 is plain addition, inf the hard projection."
+
+
+def having(option: str) -> list[str]:
+    """The methods with an option."""
+    return [name for name, method in known_methods().items() if option in {p.name for p in method.options}]
+
+
+MU_OF = f"--mu belongs to {', '.join(having('mu'))}."
 WHICH = "Which of the style's directions are protected: all, the top k, or as many as hold a share of its energy."
 USAGE = {
     "fuze": "No such command 'fuze'. Did you mean fuse? See `nplora --help`.",
@@ -32,33 +40,60 @@ USAGE = {
         f"No such command 'paint'. There are: {', '.join(COMMANDS)}. See `nplora --help`."
     ),
     "--loud": "No such option '--loud'. See `nplora --help`.",
-    "fuse cat.safetensors ink.safetensors": "Missing option '-o' / '--output'. See `nplora fuse --help`.",
-    "fuse cat.safetensors -o out.safetensors": (
-        "the method np takes two adapters or more: expected a subject and a style, got 1."
+    "fuse": (
+        "SUBJECT STYLE ... is missing. For example: nplora fuse cat.safetensors ink.safetensors. "
+        "See `nplora fuse --help`."
     ),
-    "inspect": "Missing argument 'ADAPTER...'. See `nplora inspect --help`.",
+    "convert cat.safetensors": (
+        "no output is named. For example: nplora convert cat.safetensors --format kohya -o FILE.safetensors."
+    ),
+    "convert cat.safetensors ink.safetensors -o out.safetensors": (
+        "one adapter is converted at a time: got 2. nplora fuse puts several into one."
+    ),
+    "inspect cat.safetensors --plot out.gif": "out.gif: a plot is written as .png. Name it out.png.",
+    "inspect cat.safetensors --html out": "out: a page is written as .html. Name it out.html.",
+    f"{FUSE} --mu 0,5": "mu is out of range: expected a number from 0 to inf, got '0,5'. Write a point: 0.5.",
+    f"{FUSE} --format koya": (
+        "format is out of range: expected auto, same, kohya, diffusers, peft, got 'koya'. Did you mean kohya?"
+    ),
+    f"{FUSE} --method TIES": (
+        f"no method is called TIES: expected one of {', '.join(known_methods())}. Did you mean ties?"
+    ),
+    "fuse cat.safetensors ink.safetensors cat.safetensors -o out.safetensors --style-strength 0.5": (
+        "--style-strength is for a subject and a style: got 3 adapters. Of more, name one by its letter or its file: "
+        "--strength a=0.5."
+    ),
+    "fuse cat.safetensors -o out.safetensors": (
+        "the method np takes two adapters or more: expected a subject and a style, got 1. Name the style after the "
+        "subject; nplora convert writes one adapter alone."
+    ),
+    "inspect": (
+        "ADAPTER... is missing. For example: nplora inspect cat.safetensors. See `nplora inspect --help`."
+    ),
     "compare cat.safetensors": "Two adapters are needed, or a folder that holds them. See `nplora compare --help`.",
-    "verify": "Missing argument 'OUTPUT'. See `nplora verify --help`.",
+    "verify": (
+        "OUTPUT is missing. For example: nplora verify cat-ink.safetensors. See `nplora verify --help`."
+    ),
     f"{FUSE} --method magic": (
         f"no method is called magic: expected one of {', '.join(known_methods())}. nplora methods lists them."
     ),
-    f"{FUSE} --method linear --mu 1": "the method linear has no option --mu: expected none of its own.",
+    f"{FUSE} --method linear --mu 1": f"the method linear has no option --mu: expected none of its own. {MU_OF}",
     f"{FUSE} --density 0.5": (
-        "the method np has no option --density: expected --mu, --directions, --side, --protect, --calibrate."
+        "the method np has no option --density: expected --mu, --directions, --side, --protect, --calibrate. "
+        f"--density belongs to {', '.join(having('density'))}."
     ),
-    f"{FUSE} --method svd --mu 1": "the method svd has no option --mu: expected --rank, --seed.",
+    f"{FUSE} --method svd --mu 1": f"the method svd has no option --mu: expected --rank, --seed. {MU_OF}",
     f"{FUSE} --method svd --rank 0": (
         "rank is out of range: expected a whole number from 1, got '0'. Rank of the result in each module; by default as "
         "large as all the adapters' ranks together."
     ),
     f"{FUSE} --strength ink": (
         "strengths is out of range: expected WHO@WHERE=NUMBER, or several with commas between them, such as "
-        "style@up=1,style@*=0, got ('ink',). Strengths in parts of the model, such as style@up=0 or cat@*.attn1.*=0.8; the "
-        "first that means a module counts."
+        "style@up=1,style@*=0, got 'ink'. Of a whole adapter: style=0.5, or --style-strength 0.5."
     ),
     f"{FUSE} --override mu": (
         "overrides is out of range: expected PARAMETER@WHERE=VALUE, or several with commas between them, such as "
-        "mu@up=2,rank@down=8, got ('mu',). Parameters in parts of the model, such as mu@up=2 or rank@attention=8; the first "
+        "mu@up=2,rank@down=8, got 'mu'. Parameters in parts of the model, such as mu@up=2 or rank@attention=8; the first "
         "that means a module counts."
     ),
     f"{FUSE} --override mu@attention=-1": (
@@ -90,7 +125,7 @@ USAGE = {
         "calibrate is out of range: expected a number from 1 to inf, got '0.5'. How far what is left of a projected adapter "
         "may be scaled up to get its norm back: 1 is not at all, inf wholly."
     ),
-    f"{FUSE} --mux 1": "No such option '--mux'. Did you mean '--mu'? See `nplora fuse --help`.",
+    f"{FUSE} --mux 1": "No such option '--mux'. Did you mean --mu? See `nplora fuse --help`.",
     f"{FUSE} --mu": "Option '--mu' requires an argument. See `nplora fuse --help`.",
     f"{FUSE} --mu -1": f"mu is out of range: expected a number from 0 to inf, got '-1'. {MU}",
     f"{FUSE} --mu nan": f"mu is out of range: expected a number from 0 to inf, got 'nan'. {MU}",
@@ -134,7 +169,7 @@ USAGE = {
         "ink.safetensors: the report would replace an adapter. Choose another name for the report."
     ),
     f"{FUSE} --format peft --components unet": (
-        "out.safetensors: PEFT is a folder, not one file. Name a folder, or add --format diffusers."
+        "out.safetensors: PEFT is a folder, not one file. Name a folder, such as out, or add --format diffusers."
     ),
     "convert cat.safetensors -o out --format peft": (
         "a PEFT folder holds one component: expected one, got text_encoder, unet. Write one folder for each: "
@@ -152,7 +187,7 @@ def test_a_device_that_is_not_there(refused: Nplora) -> None:
     status, message = refused(f"{FUSE} --device mps") if sys.platform != "darwin" else (2, "device mps")
     assert status == 2
     assert message in (
-        'device mps needs torch. Install it with `pip install "nplora[torch]"`, or use --device cpu.',
+        'device mps needs torch. Install the extra, pip install ".[torch]" in nplora\'s folder, or pip install torch.',
         "device mps is not available on this machine. Use --device cpu.",
         "device mps",
     )
@@ -231,7 +266,16 @@ BROKEN = {
             "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, "
             "lora_A/lora_B, "
             "...), got "
-            "tensors such as conv_in.weight (1 in all). Check that this is the adapter, not a model or an embedding."
+            "tensors such as conv_in.weight (1 in all). It looks like a whole model: name the LoRA here, and the model with --base where "
+            "a kind needs it."
+        ),
+    ),
+    "an embedding": (
+        lambda: {"<pin>": np.ones(768, np.float32)},
+        (
+            "bad.safetensors: this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, "
+            "lora_A/lora_B, ...), got tensors such as <pin> (1 in all). It looks like an embedding (textual inversion), "
+            "which programs load beside a LoRA."
         ),
     ),
     "nothing": (
@@ -268,6 +312,17 @@ def test_broken_adapters(what: str, refused: Nplora, tmp_path: Path) -> None:
     write(tmp_path / "bad.safetensors", arrays())
     for line in ("inspect bad.safetensors", "fuse bad.safetensors ink.safetensors -o out.safetensors"):
         assert refused(line) == (3, message)
+
+
+def test_a_name_that_is_nearly_right(refused: Nplora) -> None:
+    assert refused("inspect cat") == (3, "cat: no such file. Did you mean cat.safetensors?")
+    assert refused("compare catt.safetensors ink.safetensors")[1].endswith(
+        "no such file. Did you mean cat.safetensors?"
+    )
+    assert refused("inspect loras/cat.safetensors") == (
+        3, "loras/cat.safetensors: no such file. There is no folder loras: check the path."
+    )  # fmt: skip
+    assert refused("inspect", "") == (3, "no file is named: got an empty name. Check the command line.")
 
 
 def test_files_that_are_not_there(refused: Nplora) -> None:

@@ -147,8 +147,7 @@ def test_outputs(refused: Nplora, tmp_path: Path) -> None:
         )
     assert there.read_bytes() == b"precious"
     assert refused("fuse cat.safetensors ink.safetensors -o out.pt") == (
-        4, ("out.pt: the output's name does not end in .safetensors. Name a file like fused.safetensors; a folder is "
-        "written with "
+        4, ("out.pt: the output's name does not end in .safetensors. Name it out.safetensors; a folder is written with "
         "--format peft."),
     )  # fmt: skip
     (tmp_path / "r.json").write_text("{}")

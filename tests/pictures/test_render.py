@@ -284,6 +284,10 @@ def no_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NPLORA_WORLD", raising=False)
 
 
+EXAMPLE = (
+    'For example: nplora render cat.safetensors ink.safetensors --base models/sdxl --prompt "a sks cat, ink wash" -o '
+    "cat-ink."
+)
 MESSAGES = {
     "render cat.safetensors --base world --prompt cat -o out": (
         2,
@@ -312,8 +316,8 @@ MESSAGES = {
         3,
         "broken/model_index.json: does not describe a pipeline. Save the pipeline again.",
     ),
-    "render --base world --prompt cat -o out": (2, "Missing argument 'FILE...'. See `nplora render --help`."),
-    "render cat.safetensors --base world -o out": (2, "Missing option '--prompt'. See `nplora render --help`."),
+    "render --base world --prompt cat -o out": (2, f"FILE... is missing. {EXAMPLE} See `nplora render --help`."),
+    "render cat.safetensors --base world -o out": (2, f"--prompt is missing. {EXAMPLE} See `nplora render --help`."),
     "render cat.safetensors --base empty --prompt cat --seed 1 --seed 1 -o out": (
         2,
         "one seed is given twice: got 1, 1.",
@@ -384,4 +388,6 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("peft", "diffusers") else object())
     with pytest.raises(UsageError) as caught:
         open_pipeline(Base(tmp_path, "any"))
-    assert str(caught.value) == 'this needs diffusers, peft. Install the extra: pip install "nplora[pictures]".'
+    assert str(caught.value) == (
+        'this needs diffusers, peft. Install the extra, pip install ".[pictures]" in nplora\'s folder, or pip install diffusers peft.'
+    )

@@ -239,7 +239,7 @@ def test_a_zero_subject_gives_the_style(tmp_path, mu):
     _, fused, report = fuse(ZERO, POKEMON, tmp_path, mu=mu)
     style = sources(POKEMON)
     assert all(apart(fused[name], style[name]) == 0 for name in style)
-    assert report["sentence"] == "One of the two is zero in every common module: nothing is projected."
+    assert report["sentence"] == "The subject is zero in every common module: nothing is projected."
 
 
 @pytest.mark.parametrize("mu", [0.5, inf])

@@ -21,6 +21,10 @@ FOREIGN = (
     "this is not a LoRA: expected pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...), got {}. Check that this "
     "is the adapter, not a model or an embedding."
 )
+EMBEDDING = FOREIGN.replace(
+    "Check that this is the adapter, not a model or an embedding.",
+    "It looks like an embedding (textual inversion), which programs load beside a LoRA.",
+)
 BERT = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_B.weight"
 TO_K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k"
 REFUSALS = {
@@ -60,9 +64,9 @@ REFUSALS = {
         "adapters of the kind UNILORA are not made of low-rank factors: got tensors such as base_model.unilora_theta_d (1 in all). "
         "nplora reads LoRA and its relatives."
     ),
-    "sd15-ti-emb_params-5tokens.safetensors": FOREIGN.format("tensors such as emb_params (1 in all)"),
-    "sd15-ti-embedding-style-pin.safetensors": FOREIGN.format("tensors such as <pin> (1 in all)"),
-    "sd15-ti-embedding-subject-licia.safetensors": FOREIGN.format("tensors such as <licia> (1 in all)"),
+    "sd15-ti-emb_params-5tokens.safetensors": EMBEDDING.format("tensors such as emb_params (1 in all)"),
+    "sd15-ti-embedding-style-pin.safetensors": EMBEDDING.format("tensors such as <pin> (1 in all)"),
+    "sd15-ti-embedding-subject-licia.safetensors": EMBEDDING.format("tensors such as <licia> (1 in all)"),
     "headers-only-flux-peft-r4.json": (
         "this is JSON text, not an adapter. Name the .safetensors file itself, or download it again."
     ),

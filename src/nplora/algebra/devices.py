@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..extras import lacking
 
 
 @contextmanager
@@ -35,9 +36,7 @@ def _torch(device: str) -> Any:
     try:
         import torch
     except ImportError:
-        raise UsageError(
-            f"device {device} needs torch", hint='Install it with `pip install "nplora[torch]"`, or use --device cpu.'
-        ) from None
+        raise lacking(f"device {device} needs", "torch", ["torch"]) from None
     backend = torch.cuda if device == "cuda" else torch.backends.mps
     if not backend.is_available():
         raise UsageError(f"device {device} is not available on this machine", hint="Use --device cpu.")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters import LowRank
-from ..errors import UsageError
+from ..extras import lacking
 from ..fusion.projection import read_stack
 from ..output.metadata import RECIPE
 from ..reading.adapter import Adapter
@@ -175,9 +175,7 @@ def _order(matrices: Mapping[str, NDArray[np.float64]]) -> list[int]:
     try:
         from scipy.cluster.hierarchy import leaves_list, linkage
     except ImportError:
-        raise UsageError(
-            "comparing more than two adapters needs SciPy", hint="Install it: pip install 'nplora[plots]'."
-        ) from None
+        raise lacking("comparing more than two adapters needs", "plots", ["scipy"]) from None
     start, columns = (np.nan_to_num(matrices[name], nan=-1.0) for name in ("down_cosine", "column_alike"))
     distance = np.maximum(1.0 - np.maximum(start, columns), 0.0)
     condensed = distance[np.triu_indices(len(distance), 1)]

@@ -30,6 +30,15 @@ COMMANDS = {
     "train-lora": "Train a subject or a style LoRA of your own.",
 }
 ABOUT = "Fuse LoRA files exactly: the style keeps its directions, the subject the rest."
+STATUS = {
+    "0": "done",
+    "1": "verify: the file is not what its recipe says",
+    "2": "the command line does not make sense, or an extra is not installed",
+    "3": "a file that was read cannot be used",
+    "4": "the result cannot be written",
+    "70": "a fault of nplora",
+    "130": "interrupted; no half-written file is left",
+}
 OPTIONS = {"--version": "Show the version and exit.", "-h, --help": "Show this message and exit."}
 
 
@@ -40,8 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the arguments; those of the process by default.
 
     Returns:
-        The exit status: 0, 1 (verify: not what the recipe says), 2 (usage), 3 (bad input), 4 (cannot write),
-        70 (a fault of nplora), 130 (interrupted).
+        The exit status, one of `STATUS`.
 
     >>> main(["--version"])
     nplora 0.1.0
@@ -49,14 +57,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a thread per core, each with its own modules, is faster
     words = sys.argv[1:] if words is None else list(words)
-    if words in ([], ["--help"], ["-h"]):
-        sys.stdout.write(usage())
-        return 0
-    if words == ["--version"]:
-        from ..version import __version__
+    if "_NPLORA_COMPLETE" not in os.environ:
+        if words in ([], ["--help"], ["-h"], ["help"]):
+            return _tell(usage())
+        if words in (["--version"], ["-V"]):
+            from ..version import __version__
 
-        sys.stdout.write(f"nplora {__version__}\n")
-        return 0
+            return _tell(f"nplora {__version__}\n")
     try:
         from .running import run
 
@@ -66,6 +73,15 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _tell(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, AttributeError):  # a full disk; a stdout that was closed is None
+        return 4
+    return 0
+
+
 def usage() -> str:
     """The help of the command without a subcommand; a test holds it equal to click's own.
 
@@ -73,7 +89,7 @@ def usage() -> str:
     Usage: nplora [OPTIONS] COMMAND [ARGS]...
     """
     lines = ["Usage: nplora [OPTIONS] COMMAND [ARGS]...", "", "  " + ABOUT]
-    for title, table in (("Options", OPTIONS), ("Commands", COMMANDS)):
+    for title, table in (("Options", OPTIONS), ("Commands", COMMANDS), ("Exit status", STATUS)):
         width = max(map(len, table))
         lines += ["", f"{title}:", *(f"  {name:{width}}  {text}" for name, text in table.items())]
     return "\n".join(lines) + "\n"

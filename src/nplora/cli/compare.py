@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..parameters import MU
+from .command import FILE, Command
 from .drawing import HTML, OVERWRITE, PLOT, require_targets, write
 from .options import take, with_parameters
 from .progress import Progress
@@ -23,9 +24,15 @@ SCALE = (
 )
 MATRIX = "seed: cosine of the down factors, 1.00 is one seed. written: how much alike the outputs are, 0 is chance."
 
+EXAMPLES = (
+    "compare cat.safetensors ink.safetensors",
+    "compare cat.safetensors ink.safetensors --mu inf --plot pair.png",
+    "compare loras",
+)
 
-@click.command(short_help="Say how much adapters overlap and what mu will do.")
-@click.argument("adapters", nargs=-1, required=True, metavar="SUBJECT STYLE [MORE...]")
+
+@click.command(cls=Command, examples=EXAMPLES, short_help="Say how much adapters overlap and what mu will do.")
+@click.argument("adapters", type=FILE, nargs=-1, required=True, metavar="SUBJECT STYLE [MORE...]")
 @with_parameters([MU])
 @click.option("--modules", is_flag=True, help="Show every module, the largest overlap first, not blocks.")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON.")
@@ -52,7 +59,7 @@ def command(
             from ..pages.pairs import compare_page
             from ..plots.figures import of_pair
 
-            write(plot, html, lambda: of_pair(found), lambda: compare_page(found))
+            write(plot, html, lambda: of_pair(found), lambda: compare_page(found), quiet=json_)
         return
     loaded, status = load_all(paths)
     found = _family(list(loaded.values()), json_)
@@ -60,7 +67,7 @@ def command(
         from ..pages.pairs import family_page
         from ..plots.figures import of_family
 
-        write(plot, html, lambda: of_family(found), lambda: family_page(found))
+        write(plot, html, lambda: of_family(found), lambda: family_page(found), quiet=json_)
     click.get_current_context().exit(status)
 
 
@@ -215,6 +222,8 @@ def _matrix(found: Mapping[str, Any], name: str) -> list[list[str]]:
     order, matrix = found["order"], found[name]
     rows = []
     for k, i in enumerate(order, 1):
-        cells = ["" if i == j else "-" if matrix[i][j] is None else f"{matrix[i][j] + 0.0:.2f}" for j in order]
+        cells = [
+            "" if i == j else "-" if matrix[i][j] is None else f"{round(matrix[i][j], 2) + 0.0:.2f}" for j in order
+        ]
         rows.append([f"{k} {printable(found['files'][i]['name'])}", *cells])
     return rows

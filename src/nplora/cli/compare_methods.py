@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..parameters import FUSE, WRITING
+from .command import FILE
 from .fuse_options import MethodCommand
 from .options import given, with_parameters
 from .progress import Progress
@@ -18,9 +19,14 @@ ABOUT = (
     "changed. kept: how strongly each adapter is in the result. foreign: what of the result is in none of them."
 )
 
+EXAMPLES = (
+    "compare-methods cat.safetensors ink.safetensors",
+    "compare-methods cat.safetensors ink.safetensors --methods np,linear,ties --density 0.3",
+)
 
-@click.command(cls=MethodCommand, short_help="Fuse by every method and compare what comes out.")
-@click.argument("adapters", nargs=-1, required=True, metavar="SUBJECT STYLE ...")
+
+@click.command(cls=MethodCommand, examples=EXAMPLES, short_help="Fuse by every method and compare what comes out.")
+@click.argument("adapters", type=FILE, nargs=-1, required=True, metavar="SUBJECT STYLE ...")
 @click.option("--methods", metavar="NAMES", help="Only these methods, with commas between them.")
 @with_parameters([parameter for parameter in FUSE if parameter not in WRITING])
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON.")

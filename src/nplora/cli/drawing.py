@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .fuse import require_free
+from .command import FILE
+from .targets import require_drawing, require_free
 from .text import facts, say
 
 if TYPE_CHECKING:
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
     from ..pages import Page
 
-PLOT = click.option("--plot", metavar="FILE.png", help="Draw it there.")
-HTML = click.option("--html", metavar="FILE.html", help="Write a page there that stands alone, for desk and phone.")
+PLOT = click.option("--plot", type=FILE, metavar="FILE.png", help="Draw it there.")
+HTML = click.option(
+    "--html", type=FILE, metavar="FILE.html", help="Write a page there that stands alone, for desk and phone."
+)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace a plot or page that exists already.")
 
 
@@ -24,15 +27,18 @@ def require_targets(plot: str | None, html: str | None, inputs: tuple[str, ...],
     """Make sure before the work begins that the plot and the page may be written.
 
     Raises:
-        UsageError: one would replace an adapter; OutputError: there is a file already.
+        UsageError: one would replace an adapter, or a library is missing; OutputError: there is a file already.
     """
-    for path in (plot, html):
+    for path, what in ((plot, "plot"), (html, "page")):
         if path is not None:
-            require_free(path, inputs, overwrite)
+            require_free(path, inputs, overwrite, what)
+    require_drawing(plot, html)
 
 
-def write(plot: str | None, html: str | None, figure: Callable[[], Figure], page: Callable[[], Page]) -> None:
-    """Write what was asked for, and say so."""
+def write(
+    plot: str | None, html: str | None, figure: Callable[[], Figure], page: Callable[[], Page], *, quiet: bool = False
+) -> None:
+    """Write what was asked for, and say so unless stdout is for data."""
     rows: list[tuple[str, str]] = []
     if plot is not None:
         from ..plots import save
@@ -44,7 +50,7 @@ def write(plot: str | None, html: str | None, figure: Callable[[], Figure], page
 
         write_page(page(), html)
         rows.append(("page", html))
-    if rows:
+    if rows and not quiet:
         click.echo()
         say(facts(rows))
 

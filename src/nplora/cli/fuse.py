@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import hashing
-from ..errors import OutputError, UsageError
 from ..parameters import FUSE
+from .command import FILE
 from .fuse_options import METHOD, MethodCommand
 from .options import given, with_parameters
 from .progress import Progress
-from .text import count, facts, paragraph, say, size, some, spread, write_json
+from .targets import after_writing, fused_name, require_drawing, require_free
+from .text import as_json, count, facts, paragraph, say, size, some, spread, write_json
 
 if TYPE_CHECKING:
     from ..fusing import Fusion
 
+EXAMPLES = (
+    "fuse cat.safetensors ink.safetensors",
+    "fuse cat.safetensors ink.safetensors -o fused.safetensors --mu 1 --style-strength 0.8 --format kohya",
+    'fuse cat.safetensors ink.safetensors fog.safetensors -o all.safetensors --protect "ink > fog = cat"',
+    "fuse cat.safetensors ink.safetensors --method ties --density 0.3 --dtype fp16 -o ties.safetensors",
+)
 
-@click.command(cls=MethodCommand, short_help="Fuse a subject and a style into one file.")
-@click.argument("adapters", nargs=-1, required=True, metavar="SUBJECT STYLE ...")
-@click.option("-o", "--output", required=True, metavar="FILE", help="The file to write (a folder with --format peft).")
+
+@click.command(cls=MethodCommand, examples=EXAMPLES, short_help="Fuse a subject and a style into one file.")
+@click.argument("adapters", type=FILE, nargs=-1, required=True, metavar="SUBJECT STYLE ...")
+@click.option(
+    "-o", "--output", type=FILE, metavar="FILE",
+    help="The file to write (a folder with --format peft).  [default: SUBJECT-STYLE.safetensors]",
+)  # fmt: skip
 @METHOD
 @with_parameters(FUSE)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists already.")
-@click.option("--report", metavar="FILE.json", help="Write the whole report there: every module, every key left out.")
-@click.option("--html", metavar="FILE.html", help="Write a page on the fusion there: plots, tables, reasons.")
+@click.option(
+    "--report", type=FILE, metavar="FILE.json", help="Write the whole report there: every module, every key left out."
+)
+@click.option(
+    "--html", type=FILE, metavar="FILE.html", help="Write a page on the fusion there: plots, tables, reasons."
+)
+@click.option("--json", "json_", is_flag=True, help="Print the whole report as JSON instead of sentences.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
 def command(
     adapters: tuple[str, ...],
-    output: str,
+    output: str | None,
     overwrite: bool,
     report: str | None,
     html: str | None,
+    json_: bool,
     quiet: bool,
     method: str | None,
     **values: Any,
@@ -48,17 +64,22 @@ def command(
         hashing.begin(path)
     from .. import fuse, load
 
-    for beside in (report, html):
+    output = output or fused_name(adapters, values.get("format"))
+    for beside, what in ((report, "report"), (html, "page")):
         if beside is not None:
-            require_free(beside, (*adapters, output), overwrite)
+            require_free(beside, (*adapters, output), overwrite, what)
+    require_drawing(None, html)
     with Progress("fusing", quiet=quiet) as progress:
         fusion = fuse(*map(load, adapters), method=method or "np", progress=progress, **given(values))
         done = fusion.save(output, overwrite=overwrite)
-    if report is not None:
-        write_json(report, done)
-    if html is not None:
-        _write_page(html, fusion, done, quiet)
-    if not quiet:
+    with after_writing(output):
+        if report is not None:
+            write_json(report, done)
+        if html is not None:
+            _write_page(html, fusion, done, quiet)
+    if json_:
+        click.echo(as_json(done))
+    elif not quiet:
         rows = [*_facts(fusion, done, report), *([("page", html)] if html else [])]
         say(paragraph(f"{done['sentence']} {done['advice']}".strip()), facts(rows))
 
@@ -74,20 +95,10 @@ def _write_page(path: str, fusion: Fusion, done: dict[str, Any], quiet: bool) ->
     write(fusion_page(told.report, told.outcome, told.pair), path)
 
 
-def require_free(report: str, others: tuple[str, ...], overwrite: bool) -> None:
-    """Make sure before the work begins that a report may be written there.
-
-    Raises:
-        UsageError: it would replace an adapter; OutputError: there is a file already.
-    """
-    if any(os.path.abspath(report) == os.path.abspath(other) for other in others):  # noqa: PTH100 - paths as given
-        raise UsageError("the report would replace an adapter", key=report, hint="Choose another name for the report.")
-    if os.path.exists(report) and not overwrite:  # noqa: PTH110 - False for a name too long
-        raise OutputError("the report exists already", file=report, hint="Choose another name, or add --overwrite.")
-
-
 def _facts(fusion: Fusion, done: dict[str, Any], report: str | None) -> list[tuple[str, str]]:
     rows = [("written", f"{done['output']}: {_made_of(fusion, done)}"), ("modules", _modules(done["modules"]))]
+    if len(fusion.inputs) > 2:  # the letters that the sentences speak of
+        rows[:0] = [(role, adapter.path) for role, adapter in fusion.inputs.items()]
     if done["biases_and_norms_added"]:
         rows.append(("added", f"{count(len(done['biases_and_norms_added']), 'bias or norm delta')}, by strength"))
     rows += [("in parts", in_parts(done))] if "overrides" in done else []
@@ -150,4 +161,4 @@ def left_out(done: dict[str, Any], report: str | None = None) -> list[tuple[str,
     return rows
 
 
-__all__ = ["command", "compressed", "left_out", "require_free"]
+__all__ = ["command", "compressed", "left_out"]

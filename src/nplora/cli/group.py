@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from ..version import __version__
-from . import ABOUT, COMMANDS, OPTIONS
+from . import ABOUT, COMMANDS, OPTIONS, STATUS
 
 
 class Commands(click.Group):
@@ -37,6 +37,10 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):  # from the table: click would import each command for its sentence
             formatter.write_dl(list(COMMANDS.items()))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Exit status"):
+            formatter.write_dl(list(STATUS.items()))
 
 
 @click.group(cls=Commands, name="nplora", help=ABOUT, context_settings={"help_option_names": ["-h", "--help"]})

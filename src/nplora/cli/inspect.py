@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import NploraError
+from .command import FILE, Command, choice
 from .drawing import HTML, OVERWRITE, PLOT, require_targets, write
 from .files import expand, load_all
 from .progress import Progress
-from .text import LABEL, as_json, count, facts, paragraph, printable, say, size, some, spread, three
+from .text import LABEL, as_json, count, drawable, facts, paragraph, printable, say, size, some, spread, three
 
 if TYPE_CHECKING:
     from ..reading.adapter import Adapter
@@ -31,19 +32,26 @@ NORM = (
 )
 GROUPS = ("component", "kind", "scale known from", "modules", "rank", "scale", "norm")
 BLOCKS = ("block", "spectrum", "modules", "rank", "effective", "stable", "dead", "norm")
-SPARK = " ▁▂▃▄▅▆▇█"
+PROGRAMS = ("diffusers", "peft", "comfyui", "kohya")
+SPARK, PLAIN_SPARK = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 WIDTH = 16  # characters of a spectrum
 
+EXAMPLES = (
+    "inspect cat.safetensors",
+    "inspect loras --html loras.html",
+    "inspect cat.safetensors --for diffusers --for comfyui",
+)
 
-@click.command(short_help="Say what an adapter is: base, format, ranks, scales, norms.")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+
+@click.command(cls=Command, examples=EXAMPLES, short_help="Say what an adapter is: base, format, ranks, scales, norms.")
+@click.argument("adapters", type=FILE, nargs=-1, required=True, metavar="ADAPTER...")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON (a list, for several adapters).")
 @click.option(
-    "--for", "programs", multiple=True, type=click.Choice(["diffusers", "peft", "comfyui", "kohya"]),
+    "--for", "programs", multiple=True, **choice(*PROGRAMS),
     help="Say how many keys this program will take, which it will drop, and why (may be given several times).",
 )  # fmt: skip
 @click.option(
-    "--base", metavar="MODEL",
+    "--base", type=FILE, metavar="MODEL",
     help="Count intruder dimensions against this base model: a checkpoint or a diffusers folder.",
 )  # fmt: skip
 @PLOT
@@ -83,18 +91,18 @@ def command(
         for description in found:
             _show(description, sentence(description))
     if found:
-        draw(found, plot, html)
+        draw(found, plot, html, quiet=json_)
     context.exit(status)
 
 
-def draw(found: Sequence[dict[str, Any]], plot: str | None, html: str | None) -> None:
+def draw(found: Sequence[dict[str, Any]], plot: str | None, html: str | None, *, quiet: bool = False) -> None:
     """The plot and the page, where they were asked for."""
     if plot is None and html is None:
         return
     from ..pages.adapters import inspect_page
     from ..plots.figures import of_adapter
 
-    write(plot, html, lambda: of_adapter(found[0]), lambda: inspect_page(found))
+    write(plot, html, lambda: of_adapter(found[0]), lambda: inspect_page(found), quiet=quiet)
 
 
 def foretell(adapter: Adapter, programs: Sequence[str]) -> dict[str, Any]:
@@ -220,7 +228,8 @@ def spark(values: Sequence[float]) -> str:
     """
     step = max(1, -(-len(values) // WIDTH))
     thinned = [max(values[start : start + step]) for start in range(0, len(values), step)]
-    return "".join(SPARK[max(min(round(8 * value), 8), 1 if value > 0 else 0)] for value in thinned).rstrip()
+    marks = SPARK if drawable(SPARK) else PLAIN_SPARK
+    return "".join(marks[max(min(round(8 * value), 8), 1 if value > 0 else 0)] for value in thinned).rstrip()
 
 
 def _rows(description: dict[str, Any]) -> list[list[str]]:

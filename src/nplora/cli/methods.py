@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .text import as_json, facts, say
+from .command import Command
+from .text import as_json, facts, paragraph, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,8 +15,15 @@ if TYPE_CHECKING:
     from ..methods import Merge, Method
     from ..parameters import Parameter
 
+MORE = "nplora methods NAME shows formula, promise and options; nplora compare-methods what each makes of a pair."
 
-@click.command(short_help="List the fusion methods with their parameters.")
+EXAMPLES = (
+    "methods",
+    "methods ties dare",
+)
+
+
+@click.command(cls=Command, examples=EXAMPLES, short_help="List the fusion methods with their parameters.")
 @click.argument("names", nargs=-1, metavar="[METHOD]...")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON.")
 def command(names: tuple[str, ...], json_: bool) -> None:
@@ -38,7 +46,7 @@ def _overview(methods: Sequence[Method | Merge]) -> None:
     ranked = sorted(methods, key=lambda method: (not method.name.startswith("np"), method.name))
     console().print(table(("method", "", "published"), [(m.name, m.title, m.reference) for m in ranked], 3))
     click.echo()
-    say("nplora methods NAME shows formula, promise and options; nplora compare-methods what each makes of a pair.")
+    say(paragraph(MORE))
 
 
 def _rows(method: Method | Merge) -> list[tuple[str, str]]:

@@ -10,6 +10,9 @@ import click
 
 from ..parameters import Parameter
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 RULES = {"strengths": "WHO@WHERE=NUMBER", "overrides": "PARAMETER@WHERE=VALUE"}  # options that may be repeated
 
 
@@ -19,6 +22,14 @@ class Kind(click.ParamType[Any] if TYPE_CHECKING else click.ParamType):  # type:
     def __init__(self, parameter: Parameter) -> None:
         self.parameter = parameter
         self.name = "|".join(parameter.choices) if parameter.kind == "choice" else parameter.kind
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """The choices, or names of files."""
+        from click.shell_completion import CompletionItem
+
+        if self.parameter.kind == "path":
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(word) for word in self.parameter.choices if word.startswith(incomplete)]
 
     def convert(self, value: Any, *_: object) -> Any:  # click also hands over its parameter and context
         return self.parameter.check(value)
@@ -49,12 +60,18 @@ def _option(parameter: Parameter) -> Callable[[Any], Any]:
             parameter.option, parameter.name, multiple=True, metavar=RULES[parameter.kind], help=parameter.sentence
         )  # fmt: skip
     return click.option(
-        parameter.option, parameter.name, type=Kind(parameter), default=None, metavar=_metavar(parameter),
+        parameter.option, parameter.name, type=Kind(parameter), default=None, metavar=metavar(parameter),
         help=f"{parameter.sentence}{facts_of(parameter)}",
     )  # fmt: skip
 
 
-def _metavar(parameter: Parameter) -> str:
+def metavar(parameter: Parameter) -> str:
+    """What help shows in the place of the value.
+
+    >>> from nplora.parameters import DTYPE, MU
+    >>> metavar(MU), metavar(DTYPE)
+    ('NUMBER', 'same|fp32|fp16|bf16')
+    """
     return {
         "number": "NUMBER",
         "count": "COUNT",
@@ -71,7 +88,8 @@ def facts_of(parameter: Parameter) -> str:
     if parameter.kind == "number" and not math.isinf(parameter.low):
         found.append(f"range: {parameter.low:g} to {parameter.high:g}")
     if parameter.default is not None:
-        found.append(f"default: {parameter.default}")
+        shown = f"{parameter.default:g}" if isinstance(parameter.default, float) else parameter.default
+        found.append(f"default: {shown}")
     return f"  [{'; '.join(found)}]" if found else ""
 
 

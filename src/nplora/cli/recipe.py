@@ -7,11 +7,17 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
+from .command import FILE, Command
 from .text import as_json
 
+EXAMPLES = (
+    "recipe cat-ink.safetensors > again.yaml",
+    "recipe --schema > recipe.schema.json",
+)
 
-@click.command(short_help="Print the recipe that a fused file carries.")
-@click.argument("output", required=False)
+
+@click.command(cls=Command, examples=EXAMPLES, short_help="Print the recipe that a fused file carries.")
+@click.argument("output", type=FILE, required=False)
 @click.option("--schema", is_flag=True, help="Print the JSON schema of recipes instead, for editors.")
 def command(output: str | None, schema: bool) -> None:
     """Print the recipe in the header of OUTPUT as YAML: nplora run makes the same bytes from it."""

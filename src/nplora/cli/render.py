@@ -12,6 +12,7 @@ import click
 
 from ..errors import OutputError, UsageError
 from ..parameters import FUSE, WRITING
+from .command import FILE, choice
 from .fuse_options import METHOD, MethodCommand
 from .options import given, with_parameters
 from .progress import Progress
@@ -22,12 +23,19 @@ if TYPE_CHECKING:
 
 CHOSEN = [p for p in FUSE if p not in WRITING and p.name not in ("components", "base", "dora")]
 
+EXAMPLES = (
+    'render cat.safetensors ink.safetensors --base models/sdxl --prompt "a sks cat, ink wash" -o cat-ink',
+    'render cat.safetensors ink.safetensors --base models/sdxl --prompt "a sks cat" --columns mu=0,0.5,inf -o mu',
+)
 
-@click.command(cls=MethodCommand, short_help="Paint grids of pictures with adapters on a local pipeline.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--base", required=True, metavar="world|PATH", help="The world, or a local diffusers folder.")
+
+@click.command(
+    cls=MethodCommand, examples=EXAMPLES, short_help="Paint grids of pictures with adapters on a local pipeline."
+)
+@click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
+@click.option("--base", type=FILE, required=True, metavar="world|PATH", help="The world, or a local diffusers folder.")
 @click.option("--prompt", "prompts", multiple=True, required=True, metavar="TEXT", help="Several make several rows.")
-@click.option("-o", "--output", required=True, metavar="FILE", help="Written as FILE.html and FILE.png.")
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="Written as FILE.html and FILE.png.")
 @click.option("--columns", multiple=True, metavar="AXIS=VALUES", help="For example mu=0,0.5,1,inf or method=all.")
 @click.option("--rows", multiple=True, metavar="AXIS=VALUES", help="Several axes on one side are multiplied.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,), metavar="NUMBER",
@@ -40,15 +48,20 @@ CHOSEN = [p for p in FUSE if p not in WRITING and p.name not in ("components", "
 @click.option("--guidance", type=float, metavar="NUMBER", help="Guidance scale; by default the base's own.")
 @click.option("--negative", metavar="TEXT", help="Negative prompt, where the pipeline takes one.")
 @click.option("--size", metavar="WIDTHxHEIGHT", help="Of a picture; by default the base's own.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="[default: auto]")
-@click.option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto",
+@click.option(
+    "--device",
+    **choice("auto", "cpu", "cuda", "mps"),
+    default="auto",
+    help="[default: auto]",
+)
+@click.option("--dtype", **choice("auto", "fp32", "fp16", "bf16"), default="auto",
               help="Numbers to compute in: auto is fp32 on the CPU, else bf16 or fp16.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), metavar="NUMBER", help="Pictures at once; by default by their size.")
 @click.option("--offload", is_flag=True, help="Keep only the part that computes on the GPU: slower, less memory.")
 @click.option("--scorer", metavar="MODULE:NAME", help="Scores of your own under the pictures (docs/pictures.md).")
 @click.option("--expect", multiple=True, metavar="KIND=NAME", help="What the world's judge looks for: subject=fox.")
 @click.option("--cell", type=click.IntRange(16, 4096), metavar="PIXELS", help="Longer side of a picture in the PNG.")
-@click.option("--each", metavar="FOLDER", help="Also write every picture there, as PNG.")
+@click.option("--each", type=FILE, metavar="FOLDER", help="Also write every picture there, as PNG.")
 @click.option("--title", default="", metavar="TEXT", help="Stands above the pictures.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist already.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")

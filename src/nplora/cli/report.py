@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import click
 
+from .command import FILE, Command
 from .drawing import HTML, OVERWRITE
-from .fuse import require_free
 from .progress import Progress
+from .targets import require_drawing, require_free
 from .text import facts, paragraph, say
 
+EXAMPLES = (
+    "report cat-ink.safetensors",
+    "report cat-ink.safetensors cat.safetensors ink.safetensors --html why.html",
+)
 
-@click.command(short_help="Write a page on a fused file: what the fusion did, and why.")
-@click.argument("output")
-@click.argument("adapters", nargs=-1, metavar="[SUBJECT STYLE ...]")
+
+@click.command(cls=Command, examples=EXAMPLES, short_help="Write a page on a fused file: what the fusion did, and why.")
+@click.argument("output", type=FILE)
+@click.argument("adapters", type=FILE, nargs=-1, metavar="[SUBJECT STYLE ...]")
 @HTML
 @OVERWRITE
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
@@ -22,12 +28,13 @@ def command(output: str, adapters: tuple[str, ...], html: str | None, overwrite:
     The recipe in its header says how it was made; its inputs are looked for beside it and in the current folder, or
     named as SUBJECT and STYLE.
     """
+    path = html or f"{output.rstrip('/')}.html"
+    require_free(path, (output, *adapters), overwrite, "page")
+    require_drawing(None, path)
     from ..pages import write
     from ..pages.fusions import fusion_page
     from ..pages.retelling import retell
 
-    path = html or f"{output.rstrip('/')}.html"
-    require_free(path, (output, *adapters), overwrite)
     with Progress("looking", quiet=quiet) as progress:
         told = retell(output, *adapters, progress=progress)
     write(fusion_page(told.report, told.outcome, told.pair), path)

@@ -8,20 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .fuse import require_free
+from .command import FILE, Command
 from .progress import Progress
-from .text import count, facts, paragraph, say, write_json
+from .targets import after_writing, require_free
+from .text import as_json, count, facts, paragraph, say, write_json
 
 if TYPE_CHECKING:
     from ..recipes import Outcome
 
+EXAMPLES = (
+    "run cat-ink.yaml",
+    "run sweep.yaml --report sweep.json",
+)
 
-@click.command(short_help="Make everything that a recipe says, none of it twice.")
-@click.argument("recipe")
+
+@click.command(cls=Command, examples=EXAMPLES, short_help="Make everything that a recipe says, none of it twice.")
+@click.argument("recipe", type=FILE)
 @click.option("--overwrite", is_flag=True, help="Replace outputs that were made by another recipe.")
-@click.option("--report", metavar="FILE.json", help="Write the reports of all fusions there.")
+@click.option("--report", type=FILE, metavar="FILE.json", help="Write the reports of all fusions there.")
+@click.option("--json", "json_", is_flag=True, help="Print the reports of all fusions as JSON instead of sentences.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
-def command(recipe: str, overwrite: bool, report: str | None, quiet: bool) -> None:
+def command(recipe: str, overwrite: bool, report: str | None, json_: bool, quiet: bool) -> None:
     """Run RECIPE, a YAML file: one fusion, or every combination of its lists.
 
     Relative paths start at the recipe's folder. An output that the same recipe made from the same bytes is kept, so an
@@ -36,8 +43,11 @@ def command(recipe: str, overwrite: bool, report: str | None, quiet: bool) -> No
         outcomes = run_recipe(value, Path(recipe).parent, marks=marks, overwrite=overwrite, progress=progress)
         found = sorted(outcomes, key=lambda outcome: outcome.number)
     if report is not None:
-        write_json(report, [_data(outcome) for outcome in found])
-    if not quiet:
+        with after_writing(count(len(found), "output")):
+            write_json(report, [_data(outcome) for outcome in found])
+    if json_:
+        click.echo(as_json([_data(outcome) for outcome in found]))
+    elif not quiet:
         _show(found)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 LABEL = 16  # width of the labels before facts
+NARROW = 34  # columns that a fact wants beside its label
 
 
 def printable(text: str) -> str:
@@ -54,9 +55,11 @@ def count(number: int, noun: str) -> str:
 def three(number: float) -> str:
     """A number with three digits that matter.
 
-    >>> three(6.0), three(123.4), three(12345.6)
-    ('6.00', '123', '12346')
+    >>> three(6.0), three(123.4), three(12345.6), three(6.2e29)
+    ('6.00', '123', '12346', '6.20e+29')
     """
+    if abs(number) >= 1e7:
+        return f"{number:.2e}"
     return f"{number:.0f}" if abs(number) >= 1000 else f"{number:#.3g}".rstrip(".")
 
 
@@ -97,20 +100,32 @@ def width() -> int:
     return min(shutil.get_terminal_size((80, 24)).columns, 100) if sys.stdout.isatty() else 10**6
 
 
+def drawable(text: str) -> bool:
+    """Whether stdout can write these characters; not every terminal or file speaks UTF-8."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def paragraph(text: str) -> str:
     """A sentence, wrapped for the terminal."""
     return textwrap.fill(printable(text), width(), break_long_words=False, break_on_hyphens=False)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:
-    """Labels with what belongs to them, one fact a line, wrapped beside the label."""
+    """Labels with what belongs to them, one fact a line, wrapped beside the label, below it on a narrow terminal."""
+    beside = width() >= LABEL + 2 + NARROW
+    indent = LABEL + 2 if beside else 4
     lines = []
     for label, text in rows:
-        body = textwrap.wrap(
-            printable(text), max(width() - LABEL - 2, 30), break_long_words=False, break_on_hyphens=False
-        ) or [""]  # fmt: skip
-        lines.append(f"  {click.style(f'{label:{LABEL}}', dim=True)}{body[0]}")
-        lines += [" " * (LABEL + 2) + line for line in body[1:]]
+        body = textwrap.wrap(printable(text), width() - indent, break_long_words=False, break_on_hyphens=False) or [""]
+        if beside:
+            lines.append(f"  {click.style(f'{label:{LABEL}}', dim=True)}{body.pop(0)}")
+        elif label:
+            lines.append(f"  {click.style(label, dim=True)}")
+        lines += [" " * indent + line for line in body]
     return "\n".join(lines)
 
 
@@ -122,7 +137,7 @@ def say(*blocks: str) -> None:
 
 def as_json(data: Any) -> str:
     """Data as JSON text that is safe on a terminal: what JSON cannot say is null, control characters are escaped."""
-    text = json.dumps(_sayable(data), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_sayable(data), indent=2, ensure_ascii=not drawable("█"), allow_nan=False)
     if text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)

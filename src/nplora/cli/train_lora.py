@@ -7,19 +7,33 @@ from typing import Any
 
 import click
 
+from .command import FILE, Command, choice
 from .progress import Progress
 from .text import count, facts, paragraph, say
 
+EXAMPLES = (
+    'train-lora --base world --images turtle --prompt "a sks in {name} style" --kind subject -o turtle.safetensors',
+)
 
-@click.command(short_help="Train a subject or a style LoRA of your own.")
-@click.option("--base", required=True, metavar="world|PATH", help="The world, or a local SD or SDXL pipeline folder.")
-@click.option("--images", required=True, metavar="FOLDER", help="The pictures; metadata.jsonl there may caption them.")
+
+@click.command(cls=Command, examples=EXAMPLES, short_help="Train a subject or a style LoRA of your own.")
+@click.option(
+    "--base", type=FILE, required=True, metavar="world|PATH", help="The world, or a local SD or SDXL pipeline folder."
+)
+@click.option(
+    "--images", type=FILE, required=True, metavar="FOLDER", help="The pictures; metadata.jsonl there may caption them."
+)
 @click.option("--prompt", required=True, metavar="TEXT",
               help="Caption of each picture, with a rare word for what is new; {name} is the file's name.")  # fmt: skip
 @click.option(
-    "--kind", required=True, type=click.Choice(["subject", "style"]), help="What the pictures have in common."
+    "--kind",
+    required=True,
+    **choice("subject", "style"),
+    help="What the pictures have in common.",
 )
-@click.option("-o", "--output", required=True, metavar="FILE", help="The file to write (a folder with --format peft).")
+@click.option(
+    "-o", "--output", type=FILE, required=True, metavar="FILE", help="The file to write (a folder with --format peft)."
+)
 @click.option("--rank", type=click.IntRange(1, 1024), default=4, metavar="NUMBER", help="[default: 4]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="NUMBER",
               help="By default it follows from the pictures and captions, and is never a constant: two LoRAs of one "
@@ -32,10 +46,20 @@ from .text import count, facts, paragraph, say
 @click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="NUMBER",
               help="Learning rate, falling to 0; by default by the base's size.")  # fmt: skip
 @click.option("--trigger", metavar="WORDS", help="What calls it up; by default the rare words of the prompt.")
-@click.option("--format", "form", type=click.Choice(["diffusers", "kohya", "peft"]), default="diffusers",
+@click.option("--format", "form", **choice("diffusers", "kohya", "peft"), default="diffusers",
               help="[default: diffusers]")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp16", help="[default: fp16]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="[default: auto]")
+@click.option(
+    "--dtype",
+    **choice("fp32", "fp16", "bf16"),
+    default="fp16",
+    help="[default: fp16]",
+)
+@click.option(
+    "--device",
+    **choice("auto", "cpu", "cuda", "mps"),
+    default="auto",
+    help="[default: auto]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists already.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
 def command(base: str, images: str, prompt: str, kind: str, output: str, form: str, quiet: bool, **values: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..parameters import FUSE, WRITING
+from .command import FILE
 from .fuse_options import METHOD, MethodCommand
 from .options import given, with_parameters
 from .progress import Progress
@@ -18,10 +19,20 @@ if TYPE_CHECKING:
 NUMERIC = tuple(parameter for parameter in FUSE if parameter not in WRITING)
 SHOWN = 5  # modules over their bound that are named
 
+EXAMPLES = (
+    "verify cat-ink.safetensors",
+    "verify cat-ink.safetensors loras/cat.safetensors loras/ink.safetensors",
+)
 
-@click.command(cls=MethodCommand, short_help="Recompute an output from its sources and prove it right.")
-@click.argument("output")
-@click.argument("adapters", nargs=-1, metavar="[SUBJECT STYLE ...]")
+
+@click.command(
+    cls=MethodCommand,
+    examples=EXAMPLES,
+    recipe_decides=True,
+    short_help="Recompute an output from its sources and prove it right.",
+)
+@click.argument("output", type=FILE)
+@click.argument("adapters", type=FILE, nargs=-1, metavar="[SUBJECT STYLE ...]")
 @METHOD
 @with_parameters(NUMERIC)
 @click.option("--json", "json_", is_flag=True, help="Print the error of every module as JSON.")
@@ -50,7 +61,8 @@ def command(
     if json_:
         click.echo(as_json(_data(result)))
     elif not (quiet and result.passed):
-        say(paragraph(result.sentence), facts(_facts(result)))
+        replaced = bool(given(values) or method)
+        say(paragraph(result.sentence), facts(_facts(result) + _next(result, replaced)))
     context.exit(0 if result.passed else 1)
 
 
@@ -67,6 +79,15 @@ def _facts(result: Verification) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _next(result: Verification, replaced: bool) -> list[tuple[str, str]]:
+    """What to do about a failure."""
+    if result.passed:
+        return []
+    if replaced:
+        return [("next", "the options here replace the recipe's: leave them out to compare with the recipe alone")]
+    return [("next", "the file was changed after it was written, or damaged: fuse it again")]
 
 
 def _data(result: Verification) -> dict[str, Any]:

@@ -17,8 +17,9 @@ def require_count(method: Method | Merge, count: int) -> None:
         raise UsageError("there is nothing to fuse", expected="one adapter or more")
     if count < method.least:
         raise UsageError(
-            f"the method {method.name} takes two adapters or more", expected="a subject and a style", got=count
-        )
+            f"the method {method.name} takes two adapters or more", expected="a subject and a style", got=count,
+            hint="Name the style after the subject; nplora convert writes one adapter alone.",
+        )  # fmt: skip
 
 
 def require_fusable(

@@ -39,9 +39,19 @@ def check_options(method: Method | Merge, values: Mapping[str, object], count: i
     strangers = [name for name in given if name not in known]
     elsewhere = {p.name: p for one in known_methods().values() for p in one.options} if strangers else {}
     for name in strangers:
+        if count > 2 and name in {parameter.name for parameter in PAIR_ONLY}:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for a subject and a style", got=f"{count} adapters",
+                hint="Of more, name one by its letter or its file: --strength a=0.5.",
+            )  # fmt: skip
         if name in elsewhere:
             own = ", ".join(parameter.option for parameter in method.options) or "none of its own"
-            raise UsageError(f"the method {method.name} has no option {elsewhere[name].option}", expected=own)
+            option = elsewhere[name].option
+            having = [one.name for one in known_methods().values() if name in {p.name for p in one.options}]
+            raise UsageError(
+                f"the method {method.name} has no option {option}", expected=own,
+                hint=f"{option} belongs to {', '.join(having)}.",
+            )  # fmt: skip
     return check_all(options_of(method, count), given)
 
 

@@ -8,7 +8,7 @@ different seeds rho is near chance, k/n, and the projection is nearly plain addi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..parameters import attenuation
@@ -136,7 +136,11 @@ def sentence(
     if summary.regime == "none":
         if not summary.modules:
             return "The two adapters have no module in common: nothing is projected, the result is plain addition."
-        return "One of the two is zero in every common module: nothing is projected."
+        other = ("the style" if role == "subject" else "the subject") if pair else "what it would give way to"
+        if summary.subject <= 0 and summary.style <= 0:
+            return "Both are zero in every common module: nothing is projected."
+        zero = who if summary.subject <= 0 else other
+        return f"{zero[0].upper()}{zero[1:]} is zero in every common module: nothing is projected."
     if summary.regime == "shared":
         if not math.isinf(mu) and calibrate > 1 and min(1.0, kept_strength(mu) * calibrate) == 1.0:
             return (
@@ -201,7 +205,19 @@ def advice(summary: Summary) -> str:
     if summary.regime == "unrelated":
         return "mu hardly matters here: set the balance with --subject-strength and --style-strength."
     if summary.regime == "mixed":
-        return "mu acts in some modules only: the table shows where; 0.5 is a sensible start."
+        return "mu acts in some modules only (nplora compare --modules lists them); 0.5 is a sensible start."
+    return "There is nothing to project: use the strengths."
+
+
+def advice_of_many(regimes: Collection[str]) -> str:
+    """What to do with mu where several adapters give way, given the regime of each."""
+    met = set(regimes) - {"none"}
+    if met == {"shared"}:
+        return "mu is only a strength here: keep away from inf, or set the balance with --strength a=0.8."
+    if met == {"unrelated"}:
+        return "mu hardly matters here: set the balance with --strength, such as --strength a=0.8."
+    if met:
+        return "mu acts on some of them only: set the balance with --strength, such as --strength a=0.8."
     return "There is nothing to project: use the strengths."
 
 

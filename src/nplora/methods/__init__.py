@@ -225,7 +225,7 @@ def find_method(name: str) -> Method | Merge:
         if name not in known:
             import difflib
 
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name.lower(), known, 1)
             hint = f"Did you mean {near[0]}?" if near else "nplora methods lists them."
             raise UsageError(f"no method is called {name}", expected=f"one of {', '.join(known)}", hint=hint)
         found = known[name]

@@ -139,13 +139,11 @@ def target_path(path: str | os.PathLike[str], format: Format, inputs: Sequence[A
     if format.folder and given.suffix != ".safetensors":
         given = given / format.folder
     elif format.folder and given.name != format.folder:  # no reader looks for the config, which holds the scales, there
-        raise UsageError(
-            f"{format.title} is a folder, not one file", key=str(path), hint="Name a folder, or add --format diffusers."
-        )
+        raise UsageError(f"{format.title} is a folder, not one file", key=str(path), hint=_as_folder(given, inputs))
     elif given.suffix != ".safetensors":
         raise OutputError(
             "the output's name does not end in .safetensors", file=path,
-            hint="Name a file like fused.safetensors; a folder is written with --format peft.",
+            hint=f"Name it {_as_file(given)}; a folder is written with --format peft.",
         )  # fmt: skip
     for adapter in inputs:
         source = adapter.file.path if adapter.file else adapter.path
@@ -155,3 +153,17 @@ def target_path(path: str | os.PathLike[str], format: Format, inputs: Sequence[A
                 "the output would replace an input", key=str(path), hint="Choose another name for the output."
             )
     return given
+
+
+def _as_folder(path: Path, inputs: Sequence[Adapter]) -> str:
+    """What to name instead; only of a known base can a file be written in another format."""
+    hint = f"Name a folder, such as {path.with_suffix('')}"
+    return f"{hint}, or add --format diffusers." if any(adapter.layout for adapter in inputs) else f"{hint}."
+
+
+def _as_file(path: Path) -> str:
+    """The name with the suffix of what is written."""
+    if not path.name:
+        return "fused.safetensors"
+    strange = path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".json", ".safetensor", ".st")
+    return f"{path.with_suffix('') if strange else path}.safetensors"

@@ -11,6 +11,7 @@ from ..fusion.measures import merged_sentence, squeezed_total, total
 from ..fusion.overlap import (
     Summary,
     advice,
+    advice_of_many,
     change,
     matched_strength,
     mu_at,
@@ -25,6 +26,8 @@ from ..methods import Merge
 from ..version import __version__
 from . import metadata as words
 from .target import Target
+
+LOPSIDED = 10.0  # of two norms; real pairs of one base lie below 5
 
 
 def _overlap(overlap: Overlap, count: int) -> dict[str, Any]:
@@ -142,6 +145,15 @@ def _title(fusion: Fused) -> str:
     return f"{fusion.method.title} ({'; '.join(told)})" if told else fusion.method.title
 
 
+def _advice(fusion: Fused, pair: Summary) -> str:
+    """What to do with mu, of a pair or of more."""
+    if fusion.method is None or fusion.method.name != "np":
+        return ""
+    if len(fusion.inputs) <= 2:
+        return advice(pair)
+    return advice_of_many({summarise(met).regime for met in _by_role(fusion.overlaps).values()})
+
+
 def _meeting(fusion: Fused, met: list[Overlap], role: str) -> str:
     assert fusion.method is not None
     if fusion.method.name != "np":
@@ -179,6 +191,18 @@ def _filled(fusion: Fused) -> list[str]:
                 "and mu = inf deletes it"
             )
     return notes
+
+
+def _lopsided(summary: Summary) -> list[str]:
+    """A note where one of a pair drowns the other."""
+    if summary.subject <= 0 or summary.style <= 0:
+        return []
+    ratio = math.sqrt(summary.subject / summary.style)
+    strong, weak, times = ("subject", "style", ratio) if ratio > 1 else ("style", "subject", 1 / ratio)
+    if times < LOPSIDED:
+        return []
+    found = f"the {strong} is {times:.3g} times as strong as the {weak} in the common modules and will drown it"
+    return [f"{found}: lower --{strong}-strength, or look at its scale with nplora inspect"]
 
 
 def _merged(fusion: Fused) -> dict[str, Any]:
@@ -234,12 +258,12 @@ def fusion_report(fusion: Fused, target: Target | None = None) -> dict[str, Any]
         **_merged(fusion),
         **_compressed(fusion),
         "sentence": _sentence(fusion, fusion.overlaps),
-        "advice": advice(summary) if fusion.method and fusion.method.name == "np" else "",
+        "advice": _advice(fusion, summary),
         "modules": _module_counts(fusion),
         "overlaps": [_overlap(overlap, len(fusion.inputs)) for overlap in fusion.overlaps.values()],
         **({"merges": [_measure(measure) for measure in fusion.measures.values()]} if fusion.measures else {}),
         **({"compressed": [_squeezed(module) for module in fusion.squeezed.values()]} if fusion.squeezed else {}),
-        "notes": [*fusion.notes, *_filled(fusion)],
+        "notes": [*fusion.notes, *_filled(fusion), *(_lopsided(summary) if "style" in fusion.inputs else ())],
         "left_out": dict(fusion.left_out),
         "trigger_words": {role: words.trigger_words(adapter.metadata) for role, adapter in fusion.inputs.items()},
     }

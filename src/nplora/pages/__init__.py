@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..extras import lacking
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -107,7 +107,7 @@ def render(page: Page) -> str:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
-        raise UsageError("pages need jinja2", hint="Install it: pip install 'nplora[plots]'.") from None
+        raise lacking("pages need", "plots", ["jinja2"]) from None
     from ..version import __version__
 
     environment = Environment(

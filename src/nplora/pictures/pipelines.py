@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NploraError, UsageError
+from ..extras import require
 from .bases import Base
 
 if TYPE_CHECKING:
@@ -68,13 +69,7 @@ def needed(*modules: str) -> None:
     Raises:
         UsageError: a package is missing.
     """
-    from importlib.util import find_spec
-
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"this needs {', '.join(missing)}", hint='Install the extra: pip install "nplora[pictures]".'
-        )  # fmt: skip
+    require("this needs", "pictures", *modules)
 
 
 def open_pipeline(

@@ -10,7 +10,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..extras import lacking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ def draw(paint: Callable[[Figure], None], width: float = 7.2, height: float = 3.
         import matplotlib as mpl
         from matplotlib.figure import Figure as Canvas
     except ImportError:
-        raise UsageError("plots need matplotlib", hint="Install it: pip install 'nplora[plots]'.") from None
+        raise lacking("plots need", "plots", ["matplotlib"]) from None
     with mpl.rc_context(STYLE):
         figure = Canvas(figsize=(width, height), layout="constrained")
         paint(figure)

@@ -18,6 +18,8 @@ from .adapter import VECTOR_ROLES, Adapter, Module, Origin, Vector, with_kernel
 from .scales import Scales
 
 SCALE_ROLES = {"alpha", "scale"}
+OF_MODELS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.", "conv_in.")
+EMBEDDING_WIDTHS = (768, 1024, 1280, 2048)  # of CLIP's and T5's text encoders
 
 
 def load(path: str | os.PathLike[str]) -> Adapter:
@@ -120,8 +122,18 @@ def _not_an_adapter(file: TensorFile) -> InputError:
     return InputError(
         "this is not a LoRA", file=file.given,
         expected="pairs of low-rank factors (lora_up/lora_down, lora_A/lora_B, ...)",
-        got=got if keys else "no tensors at all", hint="Check that this is the adapter, not a model or an embedding.",
+        got=got if keys else "no tensors at all", hint=_what_it_may_be(file),
     )  # fmt: skip
+
+
+def _what_it_may_be(file: TensorFile) -> str:
+    """The next step with a file that is no adapter: people take models and embeddings for one."""
+    shapes = [tensor.shape for tensor in file.tensors.values()]
+    if any(key.startswith(OF_MODELS) for key in file.tensors) or len(shapes) > 100:
+        return "It looks like a whole model: name the LoRA here, and the model with --base where a kind needs it."
+    if 0 < len(shapes) <= 4 and all(len(shape) in (1, 2) and shape[-1] in EMBEDDING_WIDTHS for shape in shapes):
+        return "It looks like an embedding (textual inversion), which programs load beside a LoRA."
+    return "Check that this is the adapter, not a model or an embedding."
 
 
 def _is_stored(update: Update) -> bool:

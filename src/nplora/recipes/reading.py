@@ -91,10 +91,15 @@ def read_recipe_file(path: str | os.PathLike[str]) -> tuple[Recipe, Marks]:
     file = os.fspath(path)
     try:
         text = Path(path).read_text("utf-8")
+    except FileNotFoundError:
+        raise InputError("no such file", file=file, hint="Check the path.") from None
     except OSError as error:
         raise InputError("cannot be read", file=file, got=error.strerror, hint="Check the path.") from None
     except UnicodeDecodeError:
-        raise InputError("this is no text", file=file, expected="a recipe in YAML") from None
+        raise InputError(
+            "this is no text", file=file, expected="a recipe in YAML",
+            hint="The recipe of a fused file is printed by nplora recipe.",
+        ) from None  # fmt: skip
     return read_recipe_text(text, file)
 
 

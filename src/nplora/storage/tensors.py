@@ -73,7 +73,7 @@ class TensorFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.given = os.fspath(path)
-        self.path, self.config = _locate(Path(path))
+        self.path, self.config = _locate(self.given, Path(path))
         try:
             with open(self.path, "rb") as stream:  # the map outlives the stream
                 self.header: Header = read_header(stream, self.path)
@@ -100,8 +100,10 @@ class TensorFile:
         return self._digest.result()
 
 
-def _locate(path: Path) -> tuple[str, dict[str, object] | None]:
+def _locate(given: str, path: Path) -> tuple[str, dict[str, object] | None]:
     """The safetensors file behind a path, and the adapter config beside it."""
+    if not given:
+        raise InputError("no file is named", got="an empty name", hint="Check the command line.")
     if os.path.isdir(path):  # noqa: PTH112 - False for a name too long, where Path.is_dir raises
         for name in FOLDER_FILES:
             if (path / name).is_file():
@@ -119,7 +121,7 @@ def _locate(path: Path) -> tuple[str, dict[str, object] | None]:
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
-        raise InputError("no such file", file=path, hint="Check the path.") from None
+        raise InputError("no such file", file=path, hint=_near(path)) from None
     except (OSError, ValueError) as error:  # a name too long, a folder closed to us, a NUL in the name
         raise _unreadable(path, error) from None
     if not regular:  # opening a pipe would wait for its writer
@@ -129,6 +131,22 @@ def _locate(path: Path) -> tuple[str, dict[str, object] | None]:
     beside = path.with_name("adapter_config.json")
     named = path.name in FOLDER_FILES or path.name.endswith("adapters.safetensors")
     return os.fspath(path), _read_config(beside) if named else None
+
+
+def _near(path: Path) -> str:
+    """The file that may have been meant, else that the path is to be checked."""
+    import difflib
+
+    try:
+        there = {
+            entry.name.removesuffix(".safetensors"): entry.name
+            for entry in path.parent.iterdir()
+            if entry.suffix == ".safetensors" or entry.is_dir()
+        }
+    except (OSError, ValueError):
+        return f"There is no folder {path.parent}: check the path."
+    near = difflib.get_close_matches(path.name.removesuffix(".safetensors"), there, 1, 0.7)
+    return f"Did you mean {path.with_name(there[near[0]])}?" if near else "Check the path."
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> InputError:
