@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import nplora
 from making import CONVOLUTIONS, PLAIN, SD15, TEXT, make, tensors, write
@@ -100,6 +101,14 @@ def test_unknown_bases_and_ranks_that_differ(tmp_path: Path) -> None:
     assert sentence(described(tmp_path / "x.safetensors")) == (
         "LoRA for an unknown base: 3 modules of ranks 2 to 4 at scale 1."
     )
+
+
+def test_a_base_that_only_the_file_names(tmp_path: Path) -> None:
+    tensors = {"blocks.0.q.lora_A.weight": np.ones((2, 32)), "blocks.0.q.lora_B.weight": np.ones((48, 2))}
+    save_file(tensors, tmp_path / "x.safetensors", {"ss_sd_model_name": "my\x1b[2J world"})
+    data = described(tmp_path / "x.safetensors")
+    assert data["base"]["title"] == r"'my\x1b[2J world', as the file calls it"
+    assert sentence(data) == r"LoRA for 'my\x1b[2J world', as the file calls it: 1 module of rank 2 at scale 1."
 
 
 # ------------------------------------------------------------------------------------------ compare

@@ -18,7 +18,7 @@ from PIL import Image
 
 from nplora.training import captioned, content_seed, train_lora
 from world import dataset
-from world.places import LORAS, MODEL, runs
+from world.places import LORAS, MODEL, digest, painter, runs
 from world.series import Job, series
 
 SUBJECT_TOKEN, STYLE_TOKEN = "sks", "stl"
@@ -29,10 +29,14 @@ SUBJECT_STYLES = (
     "watercolor",
 )  # what a subject's few pictures show: two styles alone stick to it
 SUBJECT_PLACEMENTS = 2  # of each
-STYLE_SUBJECTS = ("cat", "dolphin", "tulip", "apple", "hammer", "crown", "car", "house")
+STYLE_SUBJECTS = (
+    *("cat", "dolphin", "tulip", "apple", "hammer", "crown", "car", "house"),
+    *("rabbit", "shark", "palm", "cake", "scissors", "lamp", "train", "mountain"),
+    *("lion", "snake", "butterfly", "donut", "shirt", "drum", "bicycle", "star"),
+)  # one picture each: eight left the style on the subjects they showed; none of `gates.UNSEEN_SUBJECTS` is here
 SHARED_SEED = 0
-BATCH, RATE = 4, 2e-3
-STEPS = {"subject": 200, "style": 250}
+BATCH = 4
+STEPS, RATE = {"subject": 200, "style": 250}, {"subject": 2e-3, "style": 4e-3}
 
 
 def prompt(job: Job) -> str:
@@ -62,8 +66,8 @@ def training_pictures(job: Job, folder: Path) -> Path:
     return target
 
 
-def recipe(job: Job, images: Path, steps: int | None) -> dict[str, object]:
-    """Return everything that decides what a LoRA's training comes to, besides the base."""
+def recipe(job: Job, images: Path, pipeline: Path, steps: int | None) -> dict[str, object]:
+    """Return everything that decides what a LoRA's training comes to."""
     seed = SHARED_SEED if job.arm == "shared" else content_seed(captioned(images, prompt(job)), job.kind)
     return asdict(job) | {
         "prompt": prompt(job),
@@ -71,7 +75,8 @@ def recipe(job: Job, images: Path, steps: int | None) -> dict[str, object]:
         "seed": seed + job.repeat,
         "steps": steps or STEPS[job.kind],
         "batch": BATCH,
-        "rate": RATE,
+        "rate": RATE[job.kind],
+        "base": digest(painter(pipeline)),
     }
 
 
@@ -79,7 +84,7 @@ def run(job: Job, images: Path, pipeline: Path, folder: Path, steps: int | None)
     """Train one LoRA unless it is there already, in the forms it ships in; return one line about it."""
     torch.set_num_threads(1)
     output = folder / job.file
-    wanted, notes = recipe(job, images, steps), output.with_suffix(".json")
+    wanted, notes = recipe(job, images, pipeline, steps), output.with_suffix(".json")
     if notes.exists() and wanted.items() <= json.loads(notes.read_text()).items():  # written last: the LoRA is whole
         return f"{job.file}: kept"
     trained = train_lora(
@@ -93,7 +98,8 @@ def run(job: Job, images: Path, pipeline: Path, folder: Path, steps: int | None)
         forms=job.shipped_forms,
         **{key: wanted[key] for key in ("seed", "steps", "batch", "rate")},
     )
-    final = sum(trained.losses[-50:]) / len(trained.losses[-50:])
+    last = trained.losses[-max(len(trained.losses) // 10, 1) :]
+    final = round(sum(last) / len(last), 5)
     notes.write_text(json.dumps(wanted | {"final_loss": final}, indent=1))
     return f"{job.file}: loss {final:.4f}"
 

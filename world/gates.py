@@ -6,7 +6,6 @@ chosen by what a judge says.
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from world import dataset, judge
 from world.adapters import STYLE_TOKEN, SUBJECT_TOKEN
 from world.networks import open_pipeline
-from world.places import MODEL, runs
+from world.places import MODEL, digest, painter, runs
 from world.sampling import Shot, render_all
 from world.words import caption
 
@@ -146,27 +145,23 @@ def style_lora(pipe: StableDiffusionPipeline, name: str, count: int = 2) -> tupl
     return {"unseen": _scores(pictures, wanted, np.full(len(shots), styles.index(name)))}, pictures[::count]
 
 
-def _digest(*files: Path) -> str:
-    """Return the start of the files' SHA-256: what was scored is not scored again."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def _painter(pipeline: Path) -> Path:
-    return pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+def _measure(pipeline: Path) -> list[Path]:
+    """Return the files that decide a score: the painter and the judges."""
+    return [painter(pipeline), *(judge.weights(seed) for seed in judge.trained())]
 
 
 def loras(pipeline: Path, folder: Path, out: Path, known: dict) -> Iterator[dict]:
-    """Score every LoRA of a folder that is not in `known` yet (by name and bytes); yields the growing table."""
+    """Score every LoRA of a folder that is not in `known` yet (by all that decides it); yields the growing table."""
     (out / "rows").mkdir(exist_ok=True)
     for file in sorted(folder.glob("*.safetensors")):
-        digest = _digest(_painter(pipeline), file)
-        if file.name.endswith(".kohya.safetensors") or known.get(file.stem, {}).get("sha256") == digest:
+        known_as = digest(*_measure(pipeline), file)
+        if file.name.endswith(".kohya.safetensors") or known.get(file.stem, {}).get("sha256") == known_as:
             continue
         kind, name = file.stem.split("-")[:2]
         pipe = open_pipeline(pipeline)
         pipe.load_lora_weights(file)
         scores, pictures = (subject_lora if kind == "subject" else style_lora)(pipe, name)
-        known[file.stem] = scores | {"sha256": digest}
+        known[file.stem] = scores | {"sha256": known_as}
         dataset.sheet(pictures[None], out / "rows" / f"{file.stem}.png")
         print(file.stem, _short(scores), flush=True)
         yield known
@@ -205,10 +200,10 @@ def main() -> None:
     file = options.out / "gates.json"
     figures = json.loads(file.read_text()) if file.exists() else {}
     figures["judges"] = {f"judge-{seed}": judge.stated(seed) for seed in judge.trained()}
-    painter = _digest(_painter(options.pipeline))
-    if not options.skip_base and figures.get("base", {}).get("sha256") != painter:
+    who = digest(*_measure(options.pipeline))
+    if not options.skip_base and figures.get("base", {}).get("sha256") != who:
         base_sheet(options.pipeline, options.out)
-        figures["base"] = base(options.pipeline, options.every) | {"sha256": painter}
+        figures["base"] = base(options.pipeline, options.every) | {"sha256": who}
         figures["wordings"] = wordings(options.pipeline)
         figures["spread"] = spreads(options.pipeline)
         print(json.dumps(figures["base"]["all"]), flush=True)

@@ -154,19 +154,24 @@ def trained() -> list[int]:
     return [seed for seed in SEEDS if home(seed)]
 
 
+def weights(seed: int) -> Path:
+    """Return the file of a trained judge."""
+    return home(seed) / f"judge-{seed}.safetensors"
+
+
 def stated(seed: int) -> dict[str, float]:
     """Return the `figures` of a judge that were written when it was trained."""
-    return json.loads((home(seed) / f"judge-{seed}.json").read_text())
+    return json.loads(weights(seed).with_suffix(".json").read_text())
 
 
 def load(seed: int) -> Judge:
     """Return a trained and calibrated judge."""
-    return Judge(_network(seed, home(seed)), stated(seed)["temperature"])
+    return Judge(_network(weights(seed)), stated(seed)["temperature"])
 
 
-def _network(seed: int, folder: Path) -> Recogniser:
+def _network(file: Path) -> Recogniser:
     network = Recogniser(len(all_subjects()), len(all_styles()))
-    network.load_state_dict(load_file(folder / f"judge-{seed}.safetensors"))
+    network.load_state_dict(load_file(file))
     return network.eval()
 
 
@@ -191,7 +196,7 @@ def figures(seed: int) -> dict[str, float]:
     Accuracy is on all of it, on true pictures and after the autoencoder; the temperature is fitted on every second
     picture after the autoencoder, and the mean probability is of the other half.
     """
-    data, network = dataset.load(), _network(seed, runs() / "judges")
+    data, network = dataset.load(), _network(runs() / "judges" / f"judge-{seed}.safetensors")
     codec = np.load(runs() / "judges" / "codec.npy", mmap_mode="r")
     wanted = dict(zip(("subject", "style"), np.indices(data.pictures.shape[:2]).reshape(2, -1), strict=True))
     half, temperature, result = sum(wanted.values()) % 2 == 0, 1.0, {}
@@ -219,7 +224,10 @@ def main() -> None:
     folder = runs() / "judges"
     if options.ship:
         JUDGES.mkdir(exist_ok=True)
-        save_file(_network(options.seed, folder).half().state_dict(), JUDGES / f"judge-{options.seed}.safetensors")
+        save_file(
+            _network(folder / f"judge-{options.seed}.safetensors").half().state_dict(),
+            JUDGES / f"judge-{options.seed}.safetensors",
+        )
         shutil.copy(folder / f"judge-{options.seed}.json", JUDGES)
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-"""Where the world keeps what does not belong in git."""
+"""Where the world keeps what does not belong in git, and by which name it knows its files again."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,3 +15,13 @@ def runs() -> Path:
     folder = Path(os.environ.get("NPLORA_WORLD_RUNS", REPOSITORY / "runs"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def painter(pipeline: Path) -> Path:
+    """Return the weights of a pipeline's UNet."""
+    return pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def digest(*files: Path) -> str:
+    """Return the start of the files' SHA-256: what was made from the same bytes is not made again."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -220,7 +220,8 @@ def sentence(description: Mapping[str, Any]) -> str:
     ranks = description["ranks"]
     scales = {scale["scale"] for group in description["groups"] for scale in group["scales"]}
     kinds = list(dict.fromkeys(name.partition(" (")[0] for name in description["kinds"]))
-    base = description["base"]["title"] if description["base"]["name"] else "an unknown base"
+    title = description["base"]["title"]
+    base = "an unknown base" if title == "unknown base" else title
     count = description["modules"]
     text = f"{' and '.join(kinds) or 'Adapter'} for {base}: {count} module{'' if count == 1 else 's'}"
     if len(ranks) == 1:

@@ -124,8 +124,11 @@ class Adapter(Mapping[str, Module]):
 
     @property
     def base(self) -> str:
-        """The base model in words."""
-        return self.layout.title if self.layout else "unknown base"
+        """The base model in words: as recognised, else with the name that the file's own header gives it."""
+        if self.layout:
+            return self.layout.title
+        told = self.metadata.get("ss_sd_model_name", "")[:60]  # trainers put a file name or a path here
+        return f"{told!r}, as the file calls it" if told else "unknown base"
 
     @property
     def components(self) -> tuple[str, ...]:
