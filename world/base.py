@@ -28,7 +28,9 @@ def latents(vae: AutoencoderKL, data: dataset.Dataset, file: Path) -> np.ndarray
                 * vae.config.scaling_factor
                 for block in chosen
             ]
-        np.save(file, torch.stack(codes).reshape(*chosen.shape[:3], *codes[0].shape[1:]).numpy())
+        part = file.with_suffix(".part.npy")  # what was cut off is not taken for the whole
+        np.save(part, torch.stack(codes).reshape(*chosen.shape[:3], *codes[0].shape[1:]).numpy())
+        part.replace(file)
     return np.load(file)
 
 

@@ -33,6 +33,7 @@ STAGES = {
     "dataset": Stage((("world.dataset",),), ("dataset/names.json",)),
     "autoencoder": Stage((("world.autoencoder", "--steps", "{autoencoder_steps}"),), ("autoencoder/vae/config.json",)),
     "base": Stage((("world.base", "--steps", "{base_steps}", "--out", "{model}"),), ("base/finished.json",)),
+    "codec": Stage((("world.judge", "--codec"),), ("judges/codec.npy",)),
     "judges": Stage(
         tuple(("world.judge", "--seed", seed, "--steps", "{judge_steps}") for seed in ("1", "2")),
         ("judges/judge-1.json", "judges/judge-2.json"),

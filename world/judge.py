@@ -104,7 +104,9 @@ def _through_codec(vae: AutoencoderKL, data: dataset.Dataset, file: Path) -> np.
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 decoded = vae.decode(vae.encode(to_tensor(flat)).latent_dist.mode()).sample.float()
             out[index] = to_pictures(decoded).reshape(block.shape)
-        np.save(file, out)
+        part = file.with_suffix(".part.npy")  # what was cut off is not taken for the whole
+        np.save(part, out)
+        part.replace(file)
     return np.load(file, mmap_mode="r")
 
 
@@ -218,16 +220,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, choices=SEEDS, required=True)
+    parser.add_argument("--seed", type=int, choices=SEEDS, default=SEEDS[0])
+    parser.add_argument("--codec", action="store_true", help="train nothing; put the pictures through the autoencoder")
     parser.add_argument("--ship", action="store_true", help="train nothing; put the judge into the repository, in fp16")
     options = parser.parse_args()
     folder = runs() / "judges"
     if options.ship:
         JUDGES.mkdir(exist_ok=True)
-        save_file(
-            _network(folder / f"judge-{options.seed}.safetensors").half().state_dict(),
-            JUDGES / f"judge-{options.seed}.safetensors",
-        )
+        name = f"judge-{options.seed}.safetensors"
+        save_file(_network(folder / name).half().state_dict(), JUDGES / name)
         shutil.copy(folder / f"judge-{options.seed}.json", JUDGES)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,6 +236,8 @@ def main() -> None:
     own = runs() / "autoencoder" / "vae"
     vae = AutoencoderKL.from_pretrained(own if own.exists() else MODEL / "vae")
     _through_codec(vae, dataset.load(), folder / "codec.npy")
+    if options.codec:
+        return
     in_parallel(lambda: fit(options.seed, options.steps, options.batch, folder), 1)
     facts = figures(options.seed)
     (folder / f"judge-{options.seed}.json").write_text(json.dumps(facts, indent=1))
