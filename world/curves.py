@@ -14,6 +14,8 @@ from world.places import runs
 def draw(folder: Path, target: Path) -> None:
     """Plot `log.jsonl` of every run under `folder`, one panel each."""
     logs = sorted(folder.glob("**/log.jsonl"))
+    if not logs:
+        raise FileNotFoundError(f"no log.jsonl under {folder}; train something first")
     figure, panels = plt.subplots(1, len(logs), figsize=(4 * len(logs), 3), squeeze=False, layout="constrained")
     for panel, log in zip(panels[0], logs, strict=True):
         lines = [json.loads(line) for line in log.read_text().splitlines()]

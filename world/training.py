@@ -108,7 +108,7 @@ def train(model: torch.nn.Module, loss_of: LossOf, plan: Plan) -> torch.nn.Modul
         if average and acc.is_main_process:
             average.step(model.parameters())
         losses.append(loss.item())
-        if progress.step % 50 == 0:
+        if progress.step % 50 == 0 or progress.step == steps:
             log.write(progress.step, steps, float(np.mean(losses)))
             losses.clear()
         if progress.step % 10 == 0:  # rank 0 decides for all, for clocks differ
