@@ -16,7 +16,7 @@ from .ties import ties
 from .tsv import tsv
 
 _INNER: dict[str, Merge] = {"ties": ties, "dare": dare, "linear": svd, "tsv": tsv, "iso": iso_c}
-INNER = Parameter("inner", "choice", "ties", "The merge that runs on the cores.", choices=tuple(_INNER))
+INNER = Parameter("inner", "choice", "ties", "The merge that runs inside.", choices=tuple(_INNER))
 
 
 @merge(

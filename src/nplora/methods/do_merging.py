@@ -13,9 +13,9 @@ from . import Part, Product, merge, weighted
 @merge(
     "do-merging",
     title="Orthogonalised sum, after DO-Merging",
-    reference="arXiv 2505.15875, simplified: Gram-Schmidt on the flattened updates, no gradient descent on factors",
+    reference="after arXiv 2505.15875, much simplified",
     formula="v_j = dW_j - sum over later i of <dW_j, v_i> v_i / ||v_i||^2; D = sum_j ||dW_j|| v_j / ||v_j||",
-    guarantee="the parts of the sum are orthogonal as vectors and keep their norms; the last adapter is unchanged",
+    guarantee="the parts keep their norms and are orthogonal as vectors, but for one in the span of others",
 )
 def do_merging(parts: Sequence[Part], *, seed: int = 0) -> Product:
     """Gram-Schmidt from the last adapter to the first, on the updates as vectors; exact in the stack of all factors.

@@ -10,7 +10,7 @@ from . import Result, method
 @method(
     "np",
     title="Null-space projection (NP-LoRA)",
-    reference="arXiv 2511.11051, Eq. 12 of its third version (soft) and Eq. 11 of its first (hard)",
+    reference="arXiv 2511.11051, Eq. 12 of its third version",
     parameters=(MU, DIRECTIONS),
     formula="dW = w_s dW_s + w_c dW_c (I - g V V^T) with g = mu / (1 + mu)",
     guarantee="The subject's response in the protected directions is divided by 1 + mu (0 for mu = inf). Exact.",

@@ -14,7 +14,7 @@ from .ties import ties
 from .tsv import tsv
 
 _INNER: dict[str, Merge] = {"ties": ties, "tsv": tsv}
-INNER = Parameter("inner", "choice", "linear", "The merge that follows.", choices=("linear", *_INNER))
+INNER = Parameter("inner", "choice", "linear", "The merge that runs inside.", choices=("linear", *_INNER))
 LEAST = 1e-6  # of the adapters' norms; updates that cancel leave rounding, which is not scaled up
 RESCALE = Parameter(
     "rescale", "choice", "each",
@@ -26,7 +26,7 @@ RESCALE = Parameter(
 @merge(
     "pico",
     title="Pico, shared output directions damped",
-    reference="arXiv 2604.16826 and its authors' code, with B as it is where the rows of A are orthonormal",
+    reference="arXiv 2604.16826 and its authors' code",
     formula="sum_i dW_i dW_i^T = U diag(e) U^T; dW_i' = U diag(1 / (1 + (K - 1) e / sum e)) U^T dW_i; D = inner(dW_i')",
     guarantee="one adapter, or a flat spectrum e, is the plain sum; the same for any order and any factors",
     parameters=(INNER, RESCALE, replace(DENSITY, default=0.2), SCALING, RANK),
