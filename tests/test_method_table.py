@@ -54,6 +54,9 @@ def test_the_plain_sum_keeps_everything_and_the_hard_projection_leaks_nothing(tm
     }
     assert rows["linear"]["kept"] == pytest.approx({"subject": 1.0, "style": 1.0})
     assert (rows["linear"]["distance"], rows["linear"]["foreign"]) == (0.0, 0.0)
+    sizes = [sum(np.linalg.norm(module.delta()) ** 2 for module in one.values()) for one in files(tmp_path)]
+    parts = {role: size / rows["linear"]["norm"] ** 2 for role, size in zip(("subject", "style"), sizes, strict=True)}
+    assert rows["linear"]["energies"] == pytest.approx(parts, rel=1e-6)
     assert rows["np"]["leakage"] < 1e-6
     assert rows["linear"]["leakage"] > 0.01
     assert rows["linear"]["rank"] == 6

@@ -187,3 +187,14 @@ def test_np_adaptive_reports_its_mu_and_where_the_floor_overrules_the_budget(tmp
     free = nplora.fuse(*pair, method="np-adaptive", kappa=0.1).save(tmp_path / "b.safetensors")
     assert free["notes"] == []
     assert all(row["mu"] > 5 for row in free["merges"])
+
+
+@pytest.mark.parametrize("method", ["np", "np-spectral", "linear"])
+def test_a_report_speaks_of_the_modules_that_are_finite(method: str, tmp_path: Path) -> None:
+    bad = make(tmp_path / "bad.safetensors", seed=1, rank=3, dtype="F32")
+    changed(bad, lambda arrays: next(iter(arrays.values())).__setitem__((0, 0), np.inf))
+    pair = [nplora.load(bad), nplora.load(make(tmp_path / "good.safetensors", seed=2, rank=3, dtype="F32"))]
+    report = nplora.fuse(*pair, method=method, allow_nonfinite=True).save(tmp_path / "out.safetensors")
+    assert "nan" not in report["sentence"]
+    assert 0 <= report["rho"] <= 1
+    assert report["regime"] == "unrelated"

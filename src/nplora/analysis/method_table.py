@@ -75,9 +75,10 @@ def compare_methods(
     Returns:
         For each method: rank of the result (median over modules) and its numbers' size in bytes at the inputs' type;
         seconds of computing; ``distance``, how far the result is from the exact sum; ``kept``, how strongly each
-        adapter is in it; ``foreign``, the share of its norm that no adapter explains; ``leakage``, how far it changes
-        the style's response to the style's own inputs, ``||(dW - dW_s) V_s|| / ||dW_s||``; ``error``, the distance from
-        the method's definition. And which methods came to the same, with the reason.
+        adapter is in it, and ``energies``, what each one's part has of its energy; ``foreign``, the share of its norm
+        that no adapter explains; ``leakage``, how far it changes the style's response to the style's own inputs,
+        ``||(dW - dW_s) V_s|| / ||dW_s||``; ``error``, the distance from the method's definition. And which methods came
+        to the same, with the reason.
 
     Raises:
         UsageError: fewer than two adapters, an unknown method, an option that none of the methods has.
@@ -159,6 +160,7 @@ def _run(adapters: Sequence[Adapter], name: str, options: Mapping[str, Any]) -> 
         "distance": whole.distance,
         "leakage": sqrt(leakage / of_style) if of_style > 0 else 0.0,
         "kept": whole.kept,
+        "energies": whole.energies,
         "foreign": whole.foreign,
         "error": whole.error,
         "norm": sqrt(max(float(whole.gram[-1, -1]), 0.0)),

@@ -16,7 +16,8 @@ from .text import as_json, count, facts, paragraph, say, size
 
 ABOUT = (
     "from sum: distance from the exact weighted sum. leakage: how far the style's response to its own inputs is "
-    "changed. kept: how strongly each adapter is in the result. foreign: what of the result is in none of them."
+    "changed. kept: how strongly each adapter is in the result, and its part's share of the energy. foreign: what of "
+    "the result is in none of them."
 )
 
 EXAMPLES = (
@@ -60,7 +61,8 @@ def command(adapters: tuple[str, ...], methods: str | None, json_: bool, quiet: 
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    kept = (f"{share:.2f}" for share in row["kept"].values())
+    pairs = zip(row["kept"].values(), row["energies"].values(), strict=True)
+    kept = (f"{share:.2f} ({100 * energy:.0f} %)" for share, energy in pairs)
     return (
         row["method"], f"{row['rank']:g}", size(row["bytes"]), f"{row['seconds']:.2f} s", _share(row["distance"]),
         _share(row["leakage"]), *kept, _share(row["foreign"]),

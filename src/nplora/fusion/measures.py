@@ -45,6 +45,18 @@ class Total:
         return {role: float(c) for role, c in zip(self.roles, found / lengths, strict=True)}
 
     @property
+    def energies(self) -> dict[str, float]:
+        """``||c_i w_i dW_i||^2 / ||dW||^2``: what each adapter's part of the result carries of its energy.
+
+        With the square of what is foreign they add up to 1 where the adapters are orthogonal.
+        """
+        size, kept = float(self.gram[-1, -1]), self.kept
+        return {
+            role: kept[role] ** 2 * float(self.gram[index, index]) / size if size > 0 else 0.0
+            for index, role in enumerate(self.roles)
+        }
+
+    @property
     def foreign(self) -> float:
         """The share of the result's norm that no sum of the adapters explains."""
         size = self.gram[-1, -1]
