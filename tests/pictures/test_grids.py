@@ -124,6 +124,17 @@ def test_a_method_takes_the_parameters_that_it_knows() -> None:
     assert dict(sources(grid)[0][grid.columns.index("ties")].parameters) == {"method": "ties"}
 
 
+def test_plain_addition_stays_plain_where_parts_of_the_model_have_their_own_mu() -> None:
+    rules = ("mu@up=2.0", "rank@up=8")
+    grid = arrange(
+        Asked(PROMPT, parameters={"overrides": rules}, columns=["adapter=addition,matched,soft,hard"]), [CAT, INK]
+    )
+    found = [dict(source.parameters)["overrides"] for source in sources(grid)[0]]
+    assert found == [("rank@up=8",), ("rank@up=8",), rules, ("rank@up=8",)]
+    grid = arrange(Asked(PROMPT, parameters={"overrides": "mu@up=2"}, columns=["method=np,linear,svd"]), [CAT, INK])
+    assert [dict(source.parameters).get("overrides") for source in sources(grid)[0]] == [("mu@up=2",), None, None]
+
+
 def test_a_merge_has_its_own_axes() -> None:
     grid = arrange(Asked(PROMPT, parameters={"method": "ties"}, columns=["density=0.1,1"]), [CAT, INK])
     assert grid.columns == ("density = 0.1", "density = 1")

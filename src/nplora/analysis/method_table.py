@@ -26,6 +26,7 @@ from ..fusion.measures import Total, gram, total
 from ..fusion.merging import module_seed
 from ..fusion.options import options_of
 from ..fusion.overlap import Summary, percent, summarise
+from ..fusion.overrides import fitting
 from ..methods import find_method, known_methods
 from ..output.computed import made
 from ..parameters import OVERRIDES
@@ -126,14 +127,13 @@ def _shared_options(names: Sequence[str], options: Mapping[str, Any], count: int
     for option in [*options, *(rule.partition("@")[0] for rule in rules)]:  # type: ignore[attr-defined]
         if not any(option in known for known in having.values()):
             raise UsageError(f"none of the methods has an option {option}", got=", ".join(names))
-    return {name: _fitting(options, known) for name, known in having.items()}
+    return {name: _own(options, known) for name, known in having.items()}
 
 
-def _fitting(options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def _own(options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     found = {name: value for name, value in options.items() if name in known}
-    if found.get(OVERRIDES.name):
-        rules: Any = OVERRIDES.check(found[OVERRIDES.name])
-        found[OVERRIDES.name] = tuple(rule for rule in rules if rule.partition("@")[0] in known) or None
+    if OVERRIDES.name in found:
+        found[OVERRIDES.name] = fitting(found[OVERRIDES.name], known)
     return found
 
 
@@ -203,7 +203,7 @@ def _measure(module: FusedModule, style: str) -> _Module:
 def _overlap(adapters: Sequence[Adapter], options: Mapping[str, Any]) -> Summary:
     """Of the first adapter with what it meets, at the strengths asked for."""
     own = {p.name for p in options_of(find_method("linear"), len(adapters))}
-    overlaps = fuse(*adapters, method="linear", **_fitting(options, own)).overlaps
+    overlaps = fuse(*adapters, method="linear", **_own(options, own)).overlaps
     first = next((overlap.role for overlap in overlaps.values()), "")
     return summarise(overlap for overlap in overlaps.values() if overlap.role == first)
 

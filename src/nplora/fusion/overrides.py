@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UsageError
+from ..parameters import OVERRIDES
 from ..ranges import Parameter, word_of
 from .selectors import selects, words_for
 
@@ -121,6 +123,19 @@ def _unknown(name: str, known: Mapping[str, Parameter], place: str) -> UsageErro
     hint = f"Did you mean {near[0]}?" if near else None
     expected = f"one of {', '.join(fitting)}"
     return UsageError(f"this fusion has no parameter {name}", key=place, expected=expected, hint=hint)
+
+
+def fitting(given: object, names: Collection[str]) -> tuple[str, ...] | None:
+    """The rules that set one of these parameters; None where none does.
+
+    Args:
+        given: rules as `nplora.fuse` takes them, or None.
+
+    >>> fitting("mu@up=2, density@up=0.5", {"mu"})
+    ('mu@up=2',)
+    """
+    rules: Any = OVERRIDES.check(given) if given else ()
+    return tuple(rule for rule in rules if rule.partition("@")[0] in names) or None
 
 
 def checked(parameter: Parameter, value: object, place: str | None = None) -> object:

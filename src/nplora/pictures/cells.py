@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import UsageError
-from ..fusion.options import check_options, numeric_options
+from ..fusion.options import check_options, numeric_options, options_of
 from ..fusion.overlap import kept_strength
+from ..fusion.overrides import fitting
 from ..methods import find_method, known_methods
-from ..parameters import MU, SUBJECT_STRENGTH, Parameter
+from ..parameters import MU, OVERRIDES, SUBJECT_STRENGTH, Parameter
 
 Values = Mapping[str, object]
 
@@ -50,6 +51,8 @@ def _fused(values: Values, **changed: object) -> Source:
     own = {parameter.name for parameter in method.options}
     of_any = {parameter.name for other in known_methods().values() for parameter in other.options}
     kept = {key: value for key, value in chosen.items() if key in own or key not in of_any}
+    rules = fitting(kept.pop(OVERRIDES.name, None), {p.name for p in options_of(method)} - set(changed))
+    kept |= {OVERRIDES.name: rules} if rules else {}
     return Source((0, 1), tuple(sorted({"method": name, **kept}.items())))
 
 

@@ -127,7 +127,7 @@ def run_recipe(
 def _placed(error: NploraError, single: Single, marks: Marks | None) -> NploraError:
     """The error of an override, told at its line; any other as it is."""
     place = single.place.get(error.key or "")
-    if place is None:
+    if place is None or place[0] != "overrides":
         return error
     plain = type(error)(error.problem, expected=error.expected, got=error.got, hint=error.hint)
     return at(marks, place, plain)
