@@ -354,3 +354,15 @@ def test_alphas_in_half_of_the_modules_are_said():
             "the most common alpha)"
         ),
     )
+
+
+def test_parts_of_a_real_pair_are_two_fusions_cut_together(tmp_path) -> None:
+    """Byte for byte: a module's numbers do not depend on what is computed in one batch with it."""
+    found = {}
+    for name, options in {"soft": {}, "hard": {"mu": inf}, "cut": {"overrides": "mu@up=inf"}}.items():
+        (tmp_path / name).mkdir()
+        _, adapter, _ = fuse(LICIA, POKEMON, tmp_path / name, **options)
+        found[name] = {module: (one.update.up.read(), one.update.down.read()) for module, one in adapter.items()}
+    for module, factors in found["cut"].items():
+        wanted = found["hard" if module.startswith("unet.up_blocks") else "soft"][module]
+        assert all(np.array_equal(*pair) for pair in zip(factors, wanted, strict=True)), module
