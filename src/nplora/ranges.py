@@ -82,7 +82,7 @@ class Parameter:
 
             near = difflib.get_close_matches(str(one).lower(), self.choices, 1)
             hint = f"Did you mean {near[0]}?" if near else hint
-        elif self.kind == "strengths" and isinstance(one, str) and "=" not in one:
+        elif self.kind == "strengths" and isinstance(one, str) and not set("=@") & set(one):
             hint = "Of a whole adapter: style=0.5, or --style-strength 0.5."
         return UsageError(f"{self.name} is out of range", expected=self.range, got=repr(one), hint=hint)
 

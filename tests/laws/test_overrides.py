@@ -259,6 +259,23 @@ def test_unrelated_and_mixed_pairs(tmp_path: Path) -> None:
     assert ": mu = 2 changes the subject by " in text_of(report)
 
 
+def test_a_module_that_holds_nan_is_in_no_number(tmp_path: Path) -> None:
+    cat, ink = files(tmp_path)
+    rules = {"mu": {PART: inf}}
+    good = nplora.fuse(cat, ink, overrides=rules).report()
+
+    def spoil(arrays: dict[str, np.ndarray]) -> None:
+        arrays[f"{MEANT.removeprefix('unknown.')}.lora_A.weight"][0, 0] = np.nan
+
+    changed(tmp_path / "cat.safetensors", spoil)
+    spoiled = nplora.load(tmp_path / "cat.safetensors")
+    report = nplora.fuse(spoiled, ink, overrides=rules, allow_nonfinite=True).report()
+    numbers = [report["subject_change"], report["matched_addition_strength"]]
+    assert np.isfinite(numbers).all()
+    assert numbers != [good["subject_change"], good["matched_addition_strength"]]
+    assert "nan" not in text_of(report)
+
+
 def test_other_methods_name_the_parts_too(tmp_path: Path) -> None:
     cat, ink = files(tmp_path)
     report = nplora.fuse(cat, ink, method="ties", overrides={"density": {PART: 0.5}}).report()

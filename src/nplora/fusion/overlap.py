@@ -41,13 +41,18 @@ class Summary:
 
 def summarise(overlaps: Iterable[Overlap]) -> Summary:
     """The file-level overlap: numerators and denominators are summed over modules, but for those that hold NaN."""
-    found = [overlap for overlap in overlaps if math.isfinite(overlap.subject) and math.isfinite(overlap.style)]
+    found = finite(overlaps)
     subject = sum(overlap.subject for overlap in found)
     inside = sum(min(max(overlap.inside, 0.0), overlap.subject) for overlap in found)
     chance = sum(overlap.chance * overlap.subject for overlap in found)
     style = sum(overlap.style for overlap in found)
     share = subject if subject > 0 else 1.0
     return Summary(inside / share, chance / share, subject, style, len(found))
+
+
+def finite(overlaps: Iterable[Overlap]) -> list[Overlap]:
+    """Those of modules that hold no NaN."""
+    return [overlap for overlap in overlaps if math.isfinite(overlap.subject) and math.isfinite(overlap.style)]
 
 
 def kept_strength(mu: float) -> float:
@@ -76,8 +81,9 @@ def mu_at(overlap: Overlap, mu: float) -> float:
 
 def total_change(overlaps: Sequence[Overlap], mu: float) -> float:
     """`change` of a whole file whose modules may have a mu of their own."""
-    whole = sum(overlap.subject for overlap in overlaps)
-    moved = sum(attenuation(mu_at(overlap, mu)) ** 2 * overlap.rho * overlap.subject for overlap in overlaps)
+    found = finite(overlaps)
+    whole = sum(overlap.subject for overlap in found)
+    moved = sum(attenuation(mu_at(overlap, mu)) ** 2 * overlap.rho * overlap.subject for overlap in found)
     return math.sqrt(moved / whole) if whole > 0 else 0.0
 
 
@@ -89,7 +95,7 @@ def total_kept(overlaps: Sequence[Overlap], mu: float, calibrate: float | None =
     0.5
     """
     whole = left = 0.0
-    for overlap in overlaps:
+    for overlap in finite(overlaps):
         kept = matched_strength(overlap.rho, mu_at(overlap, mu))
         limit = 1.0 if calibrate is None else float(dict(overlap.values).get("calibrate", calibrate))  # type: ignore[arg-type]
         whole += overlap.subject
@@ -188,7 +194,7 @@ def _in_parts(summary: Summary, mu: float, overlaps: Sequence[Overlap], who: str
             "result is nearly plain addition."
         )
     text = f"Mixed ({found}): mu = {shown} keeps {kept} of {who}'s norm"
-    acting = sorted(overlaps, key=lambda overlap: -_taken(overlap, mu))
+    acting = sorted(finite(overlaps), key=lambda overlap: -_taken(overlap, mu))
     most = ", ".join(overlap.name for overlap in acting[:3] if _taken(overlap, mu) > 0)
     return f"{text}; it acts most in {most}." if most else f"{text}."
 
