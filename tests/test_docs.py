@@ -187,6 +187,34 @@ def test_strength_means_strength(w_c: float, w_s: float, tmp_path: Path) -> None
     assert f"{np.linalg.norm(got) / np.linalg.norm(wanted):.3f}" == "1.000"
 
 
+def test_the_table_of_other_tools_is_what_the_script_measures() -> None:
+    spec = importlib.util.spec_from_file_location("strength", REPOSITORY / "benchmarks" / "strength.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    pages = {
+        "docs/strength.md": {
+            ("kohya `merge_lora.py`, `flux_merge_lora.py`, ratios 1 1", (1.0, 1.0), script.kohya),
+            ("the same, ratios 0.7 0.4", (0.7, 0.4), script.kohya),
+            ("the same, one file, ratio 0.5", (0.5,), script.kohya),
+            ("the same, `--concat`, ratios 1 1", (1.0, 1.0), script.kohya_concat),
+            ("the same, `--concat`, ratios 0.5 0.5", (0.5, 0.5), script.kohya_concat),
+            ("ai-toolkit `merge_loras.py`, strengths 1 1", (1.0, 1.0), script.ai_toolkit),
+            ("the same, one file, strength 0.5", (0.5,), script.ai_toolkit),
+        },
+        "README.md": {
+            ("kohya `merge_lora.py`", (1.0, 1.0), script.kohya),
+            ("kohya `merge_lora.py --concat`", (1.0, 1.0), script.kohya_concat),
+            ("ai-toolkit `merge_loras.py`", (1.0, 1.0), script.ai_toolkit),
+        },
+    }
+    for page, rows in pages.items():
+        for name, weights, merge in rows:
+            error, size = script.measure(weights, merge)
+            assert f"| {name} | {error:.2f} | {size:.2f} |" in PAGES[page], (name, error, size)
+
+
 def product(path: Path) -> np.ndarray:
     file = {key.partition(".")[2]: value.astype(np.float64) for key, value in load_file(path).items()}
     up, down = file["lora_up.weight"], file["lora_down.weight"]
