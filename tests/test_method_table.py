@@ -131,3 +131,15 @@ def test_overrides_go_to_the_methods_that_have_their_parameter(tmp_path: Path) -
         assert len(fusion.overrides.rules) == fitting.count("=")
     with pytest.raises(UsageError, match="none of the methods has an option kappa"):
         compare_methods(*adapters, methods=["np", "ties"], overrides="kappa@*=1")
+
+
+def test_of_three_in_different_positions_each_overlap_is_told(tmp_path: Path) -> None:
+    """Two of one initialisation and a stranger: not all lie in the same input directions."""
+    one = nplora.load(make(tmp_path / "a.safetensors", "plain", MODULES, rank=3, seed=1, down_seed=9, dtype="F32"))
+    two = nplora.load(make(tmp_path / "b.safetensors", "plain", MODULES, rank=3, seed=2, down_seed=9, dtype="F32"))
+    stranger = nplora.load(make(tmp_path / "c.safetensors", "plain", MODULES, rank=3, seed=3, dtype="F32"))
+    sentence = compare_methods(one, two, stranger, methods=["linear", "svd"])["sentences"][0]
+    assert sentence.startswith("Of each adapter in the input directions of those after it: a 100 %, b ")
+    assert sentence.endswith(" %. Methods differ where that is much.")
+    twins = compare_methods(one, two, one, methods=["linear"])["sentences"][0]
+    assert twins.startswith("Shared initialisation (100 % overlap): all lie in the same input directions")

@@ -106,7 +106,8 @@ def compare_methods(
         progress("", len(names), len(names))
     if not found:
         raise UsageError("none of the methods can fuse these adapters", got=rows[0]["not_possible"])
-    summary, size = _overlap(adapters, options), _sum_size(found)
+    overlaps, size = _overlaps(adapters, options), _sum_size(found)
+    summary = next(iter(overlaps.values()))
     groups = _groups({name: one.sketch for name, one in found.items()}, size)
     return {
         "adapters": [adapter.path for adapter in adapters],
@@ -116,7 +117,7 @@ def compare_methods(
         "regime": summary.regime,
         "methods": rows,
         "same": groups,
-        "sentences": _sentences(groups, found, summary),
+        "sentences": _sentences(groups, found, overlaps),
     }
 
 
@@ -200,12 +201,12 @@ def _measure(module: FusedModule, style: str) -> _Module:
     return _Module(measure, prod(up.shape) + prod(down.shape), ITEM_BITS[wider(stored)], leakage, of_style, sketch)
 
 
-def _overlap(adapters: Sequence[Adapter], options: Mapping[str, Any]) -> Summary:
-    """Of the first adapter with what it meets, at the strengths asked for."""
+def _overlaps(adapters: Sequence[Adapter], options: Mapping[str, Any]) -> dict[str, Summary]:
+    """Role -> its overlap with all that are named after it, at the strengths asked for."""
     own = {p.name for p in options_of(find_method("linear"), len(adapters))}
-    overlaps = fuse(*adapters, method="linear", **_own(options, own)).overlaps
-    first = next((overlap.role for overlap in overlaps.values()), "")
-    return summarise(overlap for overlap in overlaps.values() if overlap.role == first)
+    found = fuse(*adapters, method="linear", **_own(options, own)).overlaps.values()
+    roles = list(dict.fromkeys(overlap.role for overlap in found)) or [""]
+    return {role: summarise(overlap for overlap in found if overlap.role == role) for role in roles}
 
 
 def _sum_size(found: Mapping[str, Made]) -> float:
@@ -225,9 +226,11 @@ def _groups(sketches: Mapping[str, Array], size: float) -> list[list[str]]:
     return [group for group in groups if len(group) > 1]
 
 
-def _sentences(groups: Sequence[Sequence[str]], found: Mapping[str, Made], summary: Summary) -> list[str]:
+def _sentences(
+    groups: Sequence[Sequence[str]], found: Mapping[str, Made], overlaps: Mapping[str, Summary]
+) -> list[str]:
     """Which methods came to the same on these adapters, and why."""
-    said = [_why(summary)]
+    said = [_why(overlaps)]
     for group in groups:
         rows = [found[name].row for name in group]
         names = ", ".join(group[:-1]) + f" and {group[-1]}"
@@ -243,7 +246,12 @@ def _sentences(groups: Sequence[Sequence[str]], found: Mapping[str, Made], summa
     return said
 
 
-def _why(summary: Summary) -> str:
+def _why(overlaps: Mapping[str, Summary]) -> str:
+    """What the overlaps mean for the methods; of several adapters in different positions each is named."""
+    summary = next(iter(overlaps.values()))
+    if len({one.regime for one in overlaps.values()}) > 1:
+        each = ", ".join(f"{role} {percent(one.rho)}" for role, one in overlaps.items())
+        return f"Of each adapter in the input directions of those after it: {each}. Methods differ where that is much."
     overlap = f"{percent(summary.rho)} overlap"
     if summary.regime == "unrelated":
         return (
