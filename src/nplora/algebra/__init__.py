@@ -16,6 +16,7 @@ from .factors import (
     frobenius,
     grams,
     inner,
+    inner_products,
     namespace,
     numerical_rank,
     orthonormal_form,
@@ -27,6 +28,6 @@ from .factors import (
 
 __all__ = [
     "MAX_DOWN_CONDITION", "MAX_SPECTRUM_CONDITION", "MAX_UP_CONDITION", "Array", "Grams", "condition", "double",
-    "frobenius", "grams", "inner", "namespace", "numerical_rank", "orthonormal_form", "product_norm", "thin_svd",
-    "transpose", "well_conditioned",
+    "frobenius", "grams", "inner", "inner_products", "namespace", "numerical_rank", "orthonormal_form", "product_norm",
+    "thin_svd", "transpose", "well_conditioned",
 ]  # fmt: skip

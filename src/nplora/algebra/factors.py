@@ -88,18 +88,18 @@ def grams(B_c: Array, A_c: Array, B_s: Array, A_s: Array, up_condition: float = 
     Returns:
         Float64 Gram matrices; products are accumulated in the inputs' dtype.
     """
-    H_s, G_s = _inner_products(A_s, A_s), _inner_products(transpose(B_s), transpose(B_s))
+    H_s, G_s = inner_products(A_s, A_s), inner_products(transpose(B_s), transpose(B_s))
     return Grams(
-        K=_inner_products(A_c, A_s),
+        K=inner_products(A_c, A_s),
         H_s=H_s,
         G_s=G_s,
-        H_c=_inner_products(A_c, A_c),
-        G_c=_inner_products(transpose(B_c), transpose(B_c)),
+        H_c=inner_products(A_c, A_c),
+        G_c=inner_products(transpose(B_c), transpose(B_c)),
         full_rank=well_conditioned(H_s, G_s, B_s, up_condition),
     )
 
 
-def _inner_products(P: Array, Q: Array) -> Array:
+def inner_products(P: Array, Q: Array) -> Array:
     """``P Q^T`` (..., p, q) in float64 from long rows (..., p, n) and (..., q, n), in pieces where that is faster."""
     xp, length = namespace(P), P.shape[-1]
     width = SMALL_PRODUCT // (P.shape[-2] * Q.shape[-2])

@@ -12,12 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters import Matrix
-from ..algebra import MAX_SPECTRUM_CONDITION, Grams, double, grams, inner, namespace, orthonormal_form, transpose
+from ..algebra import (
+    MAX_SPECTRUM_CONDITION,
+    Grams,
+    double,
+    grams,
+    inner,
+    inner_products,
+    namespace,
+    orthonormal_form,
+    transpose,
+)  # fmt: skip
 from ..algebra.devices import to_device, to_host
 from ..errors import InputError
 from ..methods import Method, Result
 from ..storage import cast, cast_into, compute_dtype, numpy_dtype
 from ..threads import run_threads
+from .recall import recall, remember
 
 BATCH_ELEMENTS = 1 << 18  # numbers per factor in a batch where nothing else is asked for
 # Numbers per factor in all batches that are in work at once: few enough to bound the memory, and as many as that
@@ -183,16 +194,22 @@ def _run_batch(
     allow_nonfinite: bool,
     emit: Emit | None,
 ) -> list[Overlap]:
-    columns = [[pair[part] for pair in pairs] for pairs in _pairs(jobs) for part in (0, 1)]
+    pairs, dtype = [(job.subject, job.style) for job in jobs], compute_dtype(jobs[0].dtypes)
+    plain = device == "cpu" and jobs[0].side == "input" and values.get("directions", "all") == "all"
+    known = recall(pairs, dtype) if plain else None
+    columns = [[pair[who][part] for pair in pairs] for who in (0, 1) for part in ((0, 1) if known is None else (1,))]
     stacks = [_stored_stack(matrices) for matrices in columns]
-    dtype = compute_dtype(jobs[0].dtypes)
-    projected, energies = _project_batch(jobs, stacks, dtype, method, values, device)
-    if not all(isfinite(overlap.subject) and isfinite(overlap.style) for overlap in energies):
+    projected, found = _project_batch(jobs, stacks, dtype, method, values, device, known)
+    learned = energies(found, jobs)
+    if not all(isfinite(overlap.subject) and isfinite(overlap.style) for overlap in learned):
         if not allow_nonfinite:
             for job in jobs:
                 require_finite(job)
         if dtype == np.float32:  # finite factors whose squares overflow float32
-            projected, energies = _project_batch(jobs, stacks, np.dtype(np.float64), method, values, device)
+            projected, found = _project_batch(jobs, stacks, np.dtype(np.float64), method, values, device)
+            learned = energies(found, jobs)
+    elif plain and known is None:
+        remember(pairs, dtype, found[0])
     if emit is not None:
         held = {
             id(matrix): numbers
@@ -200,11 +217,7 @@ def _run_batch(
             for matrix, numbers in zip(matrices, stack, strict=True)
         }
         emit(Batch(jobs, held), np.swapaxes(projected, -1, -2) if jobs[0].side == "output" else projected)
-    return energies
-
-
-def _pairs(jobs: Sequence[Job]) -> tuple[list[tuple[Matrix, Matrix]], list[tuple[Matrix, Matrix]]]:
-    return [job.subject for job in jobs], [job.style for job in jobs]
+    return learned
 
 
 def _project_batch(
@@ -214,23 +227,30 @@ def _project_batch(
     method: Method,
     values: Mapping[str, object],
     device: str,
-) -> tuple[NDArray[np.generic], list[Overlap]]:
-    B_c, A_c, B_s, A_s = (cast(stack, dtype) for stack in stacks)
-    if jobs[0].side == "output":  # the same on transposed updates: dW^T = A^T B^T
-        B_c, A_c, B_s, A_s = (np.ascontiguousarray(np.swapaxes(x, -1, -2)) for x in (A_c, B_c, A_s, B_s))
+    known: Grams | None = None,
+) -> tuple[NDArray[np.generic], tuple[Grams, Result]]:
+    numbers = [cast(stack, dtype) for stack in stacks]
     with to_device(device) as place, np.errstate(all="ignore"):
-        projected, found = project(place(B_c), place(A_c), place(B_s), place(A_s), method, values)
-        return to_host(projected), energies(found, jobs)
+        if known is not None:
+            A_c, A_s = map(place, numbers)
+            projected, found = project(None, A_c, None, A_s, method, values, known)
+        else:
+            B_c, A_c, B_s, A_s = numbers
+            if jobs[0].side == "output":  # the same on transposed updates: dW^T = A^T B^T
+                B_c, A_c, B_s, A_s = (np.ascontiguousarray(np.swapaxes(x, -1, -2)) for x in (A_c, B_c, A_s, B_s))
+            projected, found = project(place(B_c), place(A_c), place(B_s), place(A_s), method, values)
+        return to_host(projected), found
 
 
 def project(
-    B_c: Any, A_c: Any, B_s: Any, A_s: Any, method: Method, values: Mapping[str, object]
+    B_c: Any, A_c: Any, B_s: Any, A_s: Any, method: Method, values: Mapping[str, object], known: Grams | None = None
 ) -> tuple[Any, tuple[Grams, Result]]:
     """The projected down factors of a batch: ``gain (A_c - C A_s)`` with the method's coefficients C.
 
     Args:
         B_c, A_c, B_s, A_s: stacks (k, out, r) and (k, r, n) of one dtype, NumPy, torch or any array API arrays.
         method: the fusion method; values: its parameters, and "calibrate": see `_left`.
+        known: the Gram matrices but for K, certified, from an earlier time (then B_c and B_s are not looked at).
 
     Returns:
         The projected stack (k, r_c, n) in the inputs' dtype, and what the method saw and returned.
@@ -240,7 +260,9 @@ def project(
     xp = namespace(A_c)
     dtype = A_c.dtype
     limit, values = float(values.get("calibrate", 1.0)), {n: v for n, v in values.items() if n != "calibrate"}  # type: ignore[arg-type]
-    if values.get("directions", "all") == "all":
+    if known is not None:
+        seen = replace(known, K=inner_products(A_c, A_s))
+    elif values.get("directions", "all") == "all":
         seen = grams(B_c, A_c, B_s, A_s)
     else:  # single directions need the spectrum, which Gram matrices square
         B_c, A_c, B_s, A_s = (double(x) for x in (B_c, A_c, B_s, A_s))

@@ -44,6 +44,10 @@ class Factor(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
+        if len(self.tensor.shape) == 2 and not (
+            self.rows or self.columns or self.transposed
+        ):  # nearly all, often asked
+            return self.tensor.shape
         height, width = self.stored_shape
         if self.rows:
             height = sum(stop - start for start, stop in self.rows)

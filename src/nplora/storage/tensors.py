@@ -6,7 +6,7 @@ import json
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -73,6 +73,8 @@ class TensorFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.given = os.fspath(path)
+        # What was learned about its tensors, by whoever looked at them: small, and never changed.
+        self.learned: dict[Hashable, object] = {}
         self.path, self.config = _locate(self.given, Path(path))
         try:
             with open(self.path, "rb") as stream:  # the map outlives the stream
