@@ -70,11 +70,14 @@ def without_extremes(source: Blocks, density: float, outliers: float) -> Blocks:
 def _above(source: Blocks, threshold: float) -> Blocks:
     if threshold == 0:
         return source
-    return combined([source], lambda blocks: blocks[0] * _mask(abs(blocks[0]) >= threshold, blocks[0]))
+    return combined([source], lambda blocks: _chosen(abs(blocks[0]) >= threshold, blocks[0]))
 
 
-def _mask(chosen: Array, like: Array) -> Array:
-    return namespace(like).astype(chosen, like.dtype)
+def _chosen(chosen: Array, block: Array) -> Array:
+    """The chosen entries, the rest 0."""
+    kept = namespace(block).astype(chosen, block.dtype)
+    kept *= block  # in place: a block's time is that of its temporaries
+    return kept
 
 
 # ------------------------------------------------------------------------------------------ how they are joined
@@ -102,11 +105,13 @@ def elected(sources: Sequence[Blocks], election: str = "total", agreeing: str = 
     def joined(blocks: list[Array]) -> Array:
         xp = namespace(blocks[0])
         plus = _total(blocks if election == "total" else [xp.sign(block) for block in blocks]) >= 0
-        agree = [_mask((block != 0) & ((block > 0) == plus), block) for block in blocks]
-        merged = _total([block * own for block, own in zip(blocks, agree, strict=True)])
+        agree = [(block != 0) & ((block > 0) == plus) for block in blocks]
+        merged = _chosen(agree[0], blocks[0])
+        for own, block in zip(agree[1:], blocks[1:], strict=True):
+            merged += _chosen(own, block)
         if agreeing == "mean":
-            count = _total(agree)
-            merged = merged / xp.maximum(count, xp.ones_like(count))
+            count = _total([xp.astype(own, xp.int16) for own in agree])
+            merged /= xp.astype(xp.maximum(count, xp.ones_like(count)), merged.dtype)
         return merged if scaling == 1 else scaling * merged
 
     return combined(sources, joined)

@@ -66,7 +66,7 @@ def _projected(matrix: Blocks, Q: Array, *, measured: bool) -> tuple[Array, floa
     short = xp.astype(Q, matrix.like.dtype)
     W, energy = xp.zeros((matrix.shape[1], Q.shape[1]), dtype=Q.dtype, device=Q.device), 0.0
     for row, block in matrix:
-        W = W + double(transpose(block) @ short[row : row + block.shape[0], :])
+        W += double(transpose(block) @ short[row : row + block.shape[0], :])
         if measured:
             energy += float(xp.sum(block * block))
     return W, energy
