@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import nplora
+from nplora.cli.running import keep_memory
 from nplora.fusion.projection import project
 from nplora.methods import Part, all_methods, find_method
 
@@ -180,6 +181,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     threadpool_limits(1)
+    keep_memory()  # as the command line does, for all programs here alike
     warnings.simplefilter("ignore")
     before = load_average()
     shapes, counts = modules(options.folder)
