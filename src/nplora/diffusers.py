@@ -43,8 +43,9 @@ def fuse_adapters(
         method: of `nplora methods`.
         components: only these, for example ["unet"], and the others stay as they are; by default all.
         **parameters: the method's (mu, directions, side, protect, ...), of two adapters subject_strength and
-            style_strength, strengths in parts of the model, and rank, energy, error, keep_style, allow_nonfinite, as in
-            `nplora.fuse`. With a rank alone every layer gets just that rank, with zeros where it needs fewer.
+            style_strength, strengths and overrides in parts of the model, and rank, energy, error, keep_style,
+            allow_nonfinite, as in `nplora.fuse`. With a rank alone every layer gets just that rank, with zeros where it
+            needs fewer.
 
     Returns:
         What was done: counts, overlaps, `sentence` and `advice`.

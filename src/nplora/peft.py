@@ -41,8 +41,9 @@ def fuse_adapters(
         name: of the new adapter. Its rank is the sum of the ranks, or the rank asked for, whatever mu is.
         method: of `nplora methods`.
         **parameters: the method's (mu, directions, side, protect, ...), of two adapters subject_strength and
-            style_strength, strengths in parts of the model, and rank, energy, error, keep_style, allow_nonfinite, as in
-            `nplora.fuse`. With a rank alone every layer gets just that rank, with zeros where it needs fewer.
+            style_strength, strengths and overrides in parts of the model, and rank, energy, error, keep_style,
+            allow_nonfinite, as in `nplora.fuse`. With a rank alone every layer gets just that rank, with zeros where it
+            needs fewer.
 
     Returns:
         What was done: counts, overlaps, `sentence` and `advice`.

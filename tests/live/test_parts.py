@@ -219,3 +219,30 @@ def test_mu_is_turned_in_a_part_of_the_model(pipe, rank):
         "mu turns nowhere in up: expected one of attention, cross-attention, transformer. A module's name, its beginning, "
         'or a glob such as "*.attn1.*" will do as well.'
     )
+
+
+def test_parameters_are_others_in_parts_as_in_a_file(pipe, of_the_file):
+    rules = "mu@blocks.0=inf,side@*.attn2.*=output,rank@blocks.1=3,directions@*.attn1.*=1"
+    done = fuse_adapters(pipe, "cat", "ink", mu=0.2, overrides=rules)
+    found = deltas(pipe.transformer, "fused")
+    assert_close(found, of_the_file(mu=0.2, overrides=rules), 1e-6)
+    assert np.linalg.matrix_rank(found["blocks.1.attn1.to_q"], tol=1e-6) == 3
+    assert "mu = 0.2, inf in blocks.0 changes the subject by" in done.sentence
+    assert len(done.squeezed) == len([path for path in found if path.startswith("blocks.1.")])
+    set_mu(pipe, 0.2, where="blocks.0")
+    rest = rules.replace("mu@blocks.0=inf,", "")
+    assert_close(deltas(pipe.transformer, "fused"), of_the_file(mu=0.2, overrides=rest), 1e-6)
+    set_mu(pipe, 1.0)
+    assert_close(deltas(pipe.transformer, "fused"), of_the_file(mu=1.0, overrides=rest), 1e-6)
+
+
+def test_overrides_that_mean_nothing_are_refused(pipe):
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", overrides="mu@up=1")).startswith(
+        "mu@up: no module is called up: expected one of attention, cross-attention, transformer."
+    )
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", overrides="subject_strength@attention=1")).startswith(
+        "subject_strength@attention: subject_strength holds for the whole file."
+    )
+    assert message(lambda: fuse_adapters(pipe, "cat", "ink", overrides="keep_style@attention=yes")).startswith(
+        "--keep-style says how to compress, but not how far"
+    )

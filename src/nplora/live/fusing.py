@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import UsageError
 from ..fusion.fused import Squeezed
 from ..fusion.measures import squeezed_total
-from ..fusion.overlap import Summary, advice, sentence, summarise
+from ..fusion.options import goal_of, require_goal
+from ..fusion.overlap import Summary, advice, overlap_sentence, sentence, summarise
+from ..fusion.overrides import Overrides, read_overrides, require_reached
 from ..fusion.projection import Overlap
 from ..fusion.protection import priorities
 from ..fusion.roles import roles
@@ -23,6 +25,7 @@ from ..parameters import (
     ERROR,
     KEEP_STYLE,
     MU,
+    OVERRIDES,
     PAIR_ONLY,
     RANK,
     STRENGTHS,
@@ -32,7 +35,6 @@ from ..parameters import (
 from .injection import inject, inner_model, remove
 from .layers import Place, adapters_of, canonical, factors_of, lora_layers, places_of
 from .refusals import require_adapters, require_in_memory, require_unmerged
-from .squeezing import goal_of
 from .stacking import fuse_places
 from .turning import is_as_left, kept_of, remember, turn
 
@@ -42,7 +44,8 @@ class LiveFusion:
     """What a fusion in a live model did.
 
     ``fused`` counts layers that several adapters change, ``passed`` those of one adapter alone; ``parameters`` are the
-    values with which it was made. ``squeezed`` says what compressing did to each layer.
+    values with which it was made, ``overrides`` those of parts of the model. ``squeezed`` says what compressing did to
+    each layer.
     """
 
     name: str
@@ -53,6 +56,7 @@ class LiveFusion:
     passed: int
     overlaps: tuple[Overlap, ...]
     squeezed: tuple[Squeezed, ...] = ()
+    overrides: Overrides = field(default_factory=Overrides)
 
     @property
     def summary(self) -> Summary:
@@ -66,16 +70,21 @@ class LiveFusion:
 
     @property
     def _met(self) -> str:
-        mu = float(str(self.parameters.get("mu", 0.0)))
         by_role: dict[str, list[Overlap]] = {}
         for overlap in self.overlaps:
             by_role.setdefault(overlap.role, []).append(overlap)
         if not by_role:
             names = " and ".join(self.adapters)
             return f"{names} by {self.method}: {self.fused} layers fused, {self.passed} of one adapter alone."
-        limit = float(str(self.parameters.get("calibrate", 1.0)))
-        said = {role: sentence(summarise(met), mu, met, role, limit) for role, met in by_role.items()}
-        return " ".join(text if len(self.adapters) == 2 else f"{role}: {text}" for role, text in said.items())
+        said = {role: self._meeting(met, role) for role, met in by_role.items()}
+        text = " ".join(text if len(self.adapters) == 2 else f"{role}: {text}" for role, text in said.items())
+        return text if self.method == "np" else f"{find_method(self.method).title}. {text}"
+
+    def _meeting(self, met: list[Overlap], role: str) -> str:
+        if self.method != "np":
+            return overlap_sentence(summarise(met), met, role)
+        mu, limit = (float(str(self.parameters[name])) for name in ("mu", "calibrate"))
+        return sentence(summarise(met), mu, met, role, limit, self.overrides.told("mu", mu))
 
     @property
     def _compressed(self) -> str:
@@ -98,7 +107,16 @@ class LiveFusion:
 def options_of(method: Method | Merge, count: int) -> tuple[Parameter, ...]:
     """What a live fusion of so many adapters by a method understands."""
     own = {parameter.name for parameter in method.options}  # a merge's rank is also what its result is compressed to
-    common = (*(PAIR_ONLY if count == 2 else ()), STRENGTHS, RANK, ENERGY, ERROR, KEEP_STYLE, ALLOW_NONFINITE)
+    common = (
+        *(PAIR_ONLY if count == 2 else ()),
+        STRENGTHS,
+        OVERRIDES,
+        RANK,
+        ENERGY,
+        ERROR,
+        KEEP_STYLE,
+        ALLOW_NONFINITE,
+    )
     return (*method.options, *(parameter for parameter in common if parameter.name not in own))
 
 
@@ -134,14 +152,18 @@ def fuse_models(
         InputError: an adapter is of a kind that cannot be fused in a model, or holds NaN or infinity.
     """
     chosen = find_method(method)
-    values = check_all(options_of(chosen, len(adapters)), given)
+    options = options_of(chosen, len(adapters))
+    values = check_all(options, given)
+    overrides = read_overrides(values["overrides"], options)
+    values["overrides"] = overrides.texts or None
     require_adapters(models, adapters, name)
     called = dict(zip(roles(2) if len(adapters) == 2 else adapters, adapters, strict=True))
     levels = priorities(values.get("protect"), called)
-    if goal_of(values, len(adapters)) is None and values["keep_style"]:
-        raise UsageError("--keep-style says how to compress, but not how far", hint="Add --rank, --energy or --error.")
+    goal_of(values, len(adapters))  # what contradicts itself everywhere is said first
     with _arithmetic():
-        places = _places(models, called, values)
+        places = _places(models, called, chosen, values, overrides)
+        goals = (goal_of(place.values, len(adapters), place.name) for there in places.values() for place in there)
+        require_goal(values, overrides, goals)
         # All numbers first: whatever is wrong with them, no model has been touched.
         made = {label: fuse_places(there, levels, chosen) for label, there in places.items() if there}
         done: list[Any] = []
@@ -160,23 +182,32 @@ def fuse_models(
     overlaps = tuple(overlap for _, seen in made.values() for overlap in seen.values())
     told = tuple(one.squeezed for layers, _ in made.values() for one in layers.values() if one.squeezed is not None)
     passed = shares.count(1)
-    return LiveFusion(name, adapters, method, values, len(shares) - passed, passed, overlaps, told)
+    return LiveFusion(name, adapters, method, values, len(shares) - passed, passed, overlaps, told, overrides)
 
 
 def _places(
-    models: Mapping[str, Any], called: Mapping[str, str], values: Mapping[str, Any]
+    models: Mapping[str, Any], called: Mapping[str, str], method: Method | Merge, values: Mapping[str, Any],
+    overrides: Overrides,
 ) -> dict[str, list[Place]]:  # fmt: skip
-    """The layers of each model in which an adapter is heard.
+    """The layers of each model in which an adapter is heard, with the options that hold there.
 
     Raises:
-        UsageError: a rule about strengths decides nothing, or nothing is left.
+        UsageError: a rule decides nothing, or nothing is left.
     """
     everywhere = {role: float(values.get(f"{role}_strength", 1.0)) for role in called}
     strengths = Strengths(everywhere, read_rules(values["strengths"] or (), called))
     found = {label: places_of(inner_model(model), label, called, strengths) for label, model in models.items()}
     every = [place for there in found.values() for place in there]
     require_used(strengths, {role: [p.canonical for p in every if role in p.owners] for role in called})
-    heard = {label: [replace(p, values=values) for p in there if p.shares] for label, there in found.items()}
+    require_reached(overrides, [place.canonical for place in every])
+    projects = {*(parameter.name for parameter in method.parameters), "calibrate"}
+
+    def here(place: Place) -> Place:
+        others = overrides.at(place.canonical)
+        own = tuple(sorted((name, value) for name, value in others.items() if name in projects))
+        return replace(place, values={**values, **others}, own=own)
+
+    heard = {label: [here(place) for place in there if place.shares] for label, there in found.items()}
     if not any(heard.values()):
         raise UsageError("nothing is left to fuse", hint="Check the strengths and the adapters' own scales.")
     return heard

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..fusion.projection import Values
 from ..fusion.strengths import Strengths
 from .refusals import require_in_memory, require_plain_config, require_plain_layer, require_unmerged
 
@@ -62,7 +63,8 @@ class Share:
 class Place:
     """A layer that some of the adapters change, with each one's share of it, by what the adapters are called.
 
-    ``silent`` are those whose strength is 0 here. ``values`` are the options that hold here.
+    ``silent`` are those whose strength is 0 here. ``values`` are the options that hold here, ``own`` those of a
+    projection that are others than elsewhere.
     """
 
     name: str  # for people: component and path
@@ -71,6 +73,7 @@ class Place:
     shares: Mapping[str, Share]
     silent: frozenset[str] = frozenset()
     values: Mapping[str, Any] = field(default_factory=dict)
+    own: Values = ()
 
     @property
     def owners(self) -> frozenset[str]:

@@ -11,7 +11,6 @@ import numpy as np
 from ..algebra.compression import Goal, TooFewError, recompress
 from ..algebra.devices import to_host
 from ..algebra.factors import thin_svd
-from ..errors import UsageError
 from ..fusion.dense import counted
 from ..fusion.fused import Squeezed
 from ..fusion.recompression import too_few_error
@@ -103,23 +102,6 @@ def style_directions(place: Place) -> Any:
     _, s, V = thin_svd(_exact(share.up.numbers), _exact(share.down.numbers))
     size = share.up.shape[0], share.down.shape[1]
     return V[:, : counted(np.asarray(to_host(s)), size, place.values.get("directions", "all"))]
-
-
-def goal_of(values: Mapping[str, Any], count: int, module: str | None = None) -> Goal | None:
-    """How far a result is to be compressed; None: not at all.
-
-    Args:
-        values: checked options. count: how many adapters there are. module: for messages, where its options are others.
-
-    Raises:
-        UsageError: energy and error together, or a style to be kept that is not there.
-    """
-    rank, energy, error, keep = (values[name] for name in ("rank", "energy", "error", "keep_style"))
-    if energy is not None and error is not None:
-        raise UsageError("--energy and --error say the same in two ways", key=module, hint="Give one of them.")
-    if keep and count != 2:
-        raise UsageError("--keep-style needs a subject and a style", key=module, got=f"{count} adapters")
-    return None if rank is energy is error is None else Goal(rank, energy, error, bool(keep))
 
 
 def constant(goal: Goal) -> int:

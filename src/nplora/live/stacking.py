@@ -10,12 +10,13 @@ from ..algebra.compression import Goal
 from ..errors import UsageError
 from ..fusion.fused import Squeezed
 from ..fusion.merging import module_seed
+from ..fusion.options import goal_of
 from ..fusion.projection import Job, Overlap, check_finite
 from ..methods import Merge, Method, Part
 from .injection import Factors
 from .layers import Held, Place, Share
 from .moving import Moving, compute, wide
-from .squeezing import Source, constant, goal_of, padded, squeezed, style_directions
+from .squeezing import Source, constant, padded, squeezed, style_directions
 
 Kept = tuple[Moving, ...] | Source
 
@@ -74,7 +75,7 @@ def jobs_of(places: Sequence[Place], levels: Mapping[str, int]) -> Iterator[Job]
                 up, down, factor = together([place.shares[other] for other in above], side)
                 yield Job(
                     f"{role}:{place.name}", place.name, (share.up, share.down), (up, down), (share.factor, factor),
-                    side, role, above,
+                    side, role, above, place.own,
                 )  # fmt: skip
 
 
