@@ -21,6 +21,7 @@ FUSION = io.Custom("NPLORA_FUSION")
 SHOWN = ("mu", "directions", "side", "subject_strength", "style_strength", "calibrate", "rank", "energy")
 _OPTIONS = {parameter.name: parameter for parameter in numeric_options(find_method("np"), 2)}
 PAIR = tuple(_OPTIONS[name] for name in SHOWN)
+PARTS = (STRENGTHS, OVERRIDES)  # rules for parts of the model
 
 
 def _loader_sockets() -> list[Any]:
@@ -73,7 +74,7 @@ class FuseTwo(io.ComfyNode):
                 _choice("style", "The LoRA of the style, whose directions are protected."),
                 *sockets(PAIR),
                 *_loader_sockets(),
-                *sockets((OVERRIDES,)),
+                *sockets(PARTS),
             ],
             outputs=_outputs(),
         )  # fmt: skip
@@ -83,9 +84,8 @@ class FuseTwo(io.ComfyNode):
         cls, subject: str, style: str, model: Any, strength_model: float, strength_clip: float, clip: Any = None,
         **given: Any,
     ) -> io.NodeOutput:  # fmt: skip
-        return _fused(
-            [subject, style], "np", values((*PAIR, OVERRIDES), given), model, clip, (strength_model, strength_clip)
-        )
+        asked = values((*PAIR, *PARTS), given)
+        return _fused([subject, style], "np", asked, model, clip, (strength_model, strength_clip))
 
     @classmethod
     def fingerprint_inputs(cls, subject: str, style: str, **_given: Any) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import inspect
 import json
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -141,6 +143,13 @@ def test_mu_may_be_infinite_and_strengths_act_on_the_patch(root, nodes):
     assert_patched(model, None, {name: 0.5 * d for name, d in expected.items() if name.startswith("unet")})
 
 
+def test_strengths_in_parts_of_the_model(root, nodes):
+    base, rules = standin.Patched("sd15-wide"), "style@text=0.5,subject@mid=0"
+    only = {"subject": "cat.safetensors", "style": "ink.safetensors"}
+    model, clip, _, _ = standin.run(nodes["NploraFuseTwo"], **only, strengths=rules, model=base, clip=base).args
+    assert_patched(model, clip, dense(nplora.fuse(*loras(root, "cat", "ink"), strengths=rules)))
+
+
 def test_a_result_of_a_smaller_rank(root, nodes):
     base = standin.Patched("sd15-wide")
     only = {"subject": "cat.safetensors", "style": "ink.safetensors"}
@@ -261,9 +270,16 @@ def test_the_folder_is_what_the_registry_asks_for():
     assert project["project"]["name"] == "nplora-nodes"
     assert "comfyui" not in project["project"]["name"].lower()
     assert project["project"]["version"] == nplora.__version__
-    assert {"PublisherId", "DisplayName", "Icon"} <= set(project["tool"]["comfy"])
+    assert {"PublisherId", "DisplayName"} <= set(project["tool"]["comfy"])
+    assert re.fullmatch(r"[A-Za-z](?:[-_.]?[A-Za-z0-9])*", project["project"]["name"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
+    addresses = [project["tool"]["comfy"].get("Icon"), *project["project"].get("urls", {}).values()]
+    assert all(address.startswith("https://") for address in addresses if address is not None)  # none is left empty
+    readme = (PACK / "README.md").read_text()
+    assert 'Repository = "..."' in readme
+    assert 'Icon = "..."' in readme
     assert project["project"]["dependencies"] == (PACK / "requirements.txt").read_text().split()
-    assert (PACK / "icon.svg").read_text().startswith("<svg")
+    assert 'width="400" height="400"' in (PACK / "icon.svg").read_text()  # square, and no larger
 
 
 @pytest.mark.parametrize("path", sorted((PACK / "example_workflows").glob("*.json")), ids=lambda path: path.stem)
@@ -292,3 +308,37 @@ def test_example_workflows_fit_the_nodes(nodes, path):
             for socket, value in zip(widgets, node["widgets_values"], strict=True):
                 if not (socket.kind == "COMBO" and str(value).endswith(".safetensors")):
                     standin._checked(socket, value)
+
+
+@pytest.fixture(scope="module")
+def pictures(root):
+    spec = importlib.util.spec_from_file_location("comfy_pictures", PACK.parent / "tools" / "comfy_pictures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_the_drawings_are_those_of_the_nodes(nodes, pictures):
+    """After a change: .venv/bin/python tools/comfy_pictures.py."""
+    drawings = pictures.drawings(standin, nodes)
+    assert set(drawings) == {path.name for path in (PACK / "images").glob("*.svg")}
+    for name, drawing in drawings.items():
+        assert (PACK / "images" / name).read_text() == drawing, name
+        assert f"images/{name}" in (PACK / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((PACK / "example_workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_no_node_of_an_example_lies_on_another(nodes, pictures, path):
+    flow = json.loads(path.read_text())
+    boxes = pictures.workflow(standin, nodes, flow)
+    places = []
+    for node in flow["nodes"]:
+        box, (width, height) = boxes[node["id"]], node["size"]
+        if box.ours:
+            assert height >= box.height, node["type"]
+        places.append((box.x, box.y, box.x + width, box.y + max(height, box.height)))
+    for place, (x, y, right, foot) in enumerate(places):
+        assert not any(x < r and u < right and y < f and v < foot for u, v, r, f in places[:place]), place
