@@ -9,6 +9,7 @@ import pytest
 for _package in ("torch", "transformers", "peft"):
     pytest.importorskip(_package, reason=f"no {_package}: there is no model to fuse in")
 
+import numpy as np
 import torch
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -235,6 +236,59 @@ def test_a_model_into_which_peft_has_injected_adapters():
         if isinstance(layer, LoraLayer):
             layer.set_adapter(["chef", "pirate"])
     torch.testing.assert_close(mixed, said(model), rtol=0, atol=2e-6 * float(mixed.abs().max()))
+
+
+def test_parts_of_a_language_model_and_fewer_ranks(tmp_path):
+    model = adapted(*PAIRS["llama"])
+    rules = "pirate@model.layers.1=0.5,chef@*.down_proj=0"
+    fuse_adapters(model, "chef", "pirate", rank=4, strengths=rules, overrides="mu@*.q_proj=1")
+    found, chef, pirate = (deltas(model.get_base_model(), name) for name in ("fused", "chef", "pirate"))
+    both, alone = "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"
+    wanted = {both: projected(chef[both], pirate[both], 1.0) + 0.5 * pirate[both], alone: pirate[alone]}
+    for path, delta in wanted.items():
+        U, s, Vt = np.linalg.svd(delta)
+        assert_close({path: found[path]}, {path: (U[:, :4] * s[:4]) @ Vt[:4]}, 1e-6)
+    config = model.peft_config["fused"]
+    assert (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern) == (4, 4, {}, {})
+    live = said(model)
+    model.save_pretrained(tmp_path, selected_adapters=["fused"])
+    assert torch.equal(said(PeftModel.from_pretrained(llama(), tmp_path / "fused").eval()), live)
+    set_mu(model, "inf", where="model.layers.0")
+    turned = deltas(model.get_base_model(), "fused")
+    assert np.array_equal(turned[both], found[both])
+    assert not np.allclose(turned["model.layers.0.self_attn.q_proj"], found["model.layers.0.self_attn.q_proj"])
+
+
+@pytest.mark.filterwarnings("ignore:Already unmerged:UserWarning")  # PEFT, of layers that the adapter has not
+def test_merged_adapters_are_neither_fused_nor_turned():
+    model = adapted(*PAIRS["llama"])
+    model.merge_adapter(["chef"])
+    with pytest.raises(UsageError, match="adapters are merged into the base weights: got chef"):
+        fuse_adapters(model, "chef", "pirate")
+    model.unmerge_adapter()
+    fuse_adapters(model, "chef", "pirate")
+    apart = said(model)
+    model.merge_adapter(["fused"])
+    with pytest.raises(UsageError, match="adapters are merged into the base weights: got fused"):
+        set_mu(model, 1.0)
+    model.unmerge_adapter()
+    torch.testing.assert_close(said(model), apart, rtol=0, atol=1e-5 * float(apart.abs().max()))
+
+
+def test_a_compiled_model_is_compiled_in_once():
+    torch.compiler.reset()
+    plain, model, made = adapted(*PAIRS["llama"]), adapted(*PAIRS["llama"]), []
+    fast = torch.compile(model, backend=lambda graph, inputs: made.append(1) or graph)
+    fuse_adapters(fast, "chef", "pirate")
+    fuse_adapters(plain, "chef", "pirate")
+    said(fast)
+    count = len(made)
+    assert count
+    for mu in (2.0, "inf"):
+        set_mu(fast, mu)
+        set_mu(plain, mu)
+        assert torch.equal(said(fast), said(plain))
+    assert len(made) == count
 
 
 # ------------------------------------------------------------------------------------------------------- messages
