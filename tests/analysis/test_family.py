@@ -10,7 +10,7 @@ import pytest
 
 import nplora
 from making import SD15, TEXT, make, tensors, write
-from nplora.analysis.family import groups, relate, trainer
+from nplora.analysis.family import groups, relate, relatives, trainer
 
 
 def family(folder: Path) -> list[nplora.Adapter]:
@@ -25,7 +25,7 @@ def family(folder: Path) -> list[nplora.Adapter]:
 def test_seeds_subjects_and_a_readable_order(tmp_path: Path) -> None:
     found = relate(family(tmp_path))
     assert json.dumps(found, allow_nan=False)
-    assert found["groups"] == {"seed": [[0, 1]], "subject": [[2, 3]]}
+    assert found["groups"] == {"seed": [[0, 1]], "subject": [[2, 3]], "trainer": [[0, 2, 3, 4]]}
     assert found["down_cosine"][0][1] == pytest.approx(1.0, abs=1e-3)
     assert abs(found["down_cosine"][0][2]) < 0.1
     assert found["column_alike"][2][3] > 0.95
@@ -35,11 +35,9 @@ def test_seeds_subjects_and_a_readable_order(tmp_path: Path) -> None:
     assert sorted(order) == [0, 1, 2, 3, 4, 5]
     assert abs(order.index(0) - order.index(1)) == 1
     assert abs(order.index(2) - order.index(3)) == 1
-    assert (
-        found["sentences"][0]
-        == "One seed: a.safetensors, b.safetensors. Between two of them mu acts mostly as a strength."
-    )
-    assert found["sentences"][1].startswith("Alike in what they write: c.safetensors, d.safetensors. ")
+    assert relatives(found) == [("one seed", "a, b"), ("write alike", "c, d")]
+    assert found["sentences"][0] == "Between two adapters of one seed mu acts mostly as a strength."
+    assert found["sentences"][1].startswith("Adapters that write alike add up")
     assert found["sentences"][2].endswith("Stable Diffusion 1.x (5), unknown base (1).")
 
 
@@ -100,7 +98,7 @@ def test_not_a_number_is_left_out(tmp_path: Path) -> None:
         ({"software": '{"name": "ai-toolkit", "version": "1"}'}, "ai-toolkit"),
         ({"software": "OneTrainer"}, "OneTrainer"),
         ({"nplora.recipe": "{}"}, "nplora"),
-        ({}, "unknown (kohya / sd-scripts names)"),
+        ({}, "unknown; names: kohya / sd-scripts"),
     ],
 )
 def test_trainers(metadata: dict[str, str], name: str, tmp_path: Path) -> None:

@@ -144,9 +144,9 @@ def test_inspect(nplora: Nplora) -> None:
         "text_encoder   LoRA   alpha keys               1      4     0.5   0.491",
         "unet           LoRA   alpha keys               4      4     0.5    1.03",
         "",
-        "block                     spectrum   modules   rank   effective   stable   dead    norm",
-        "unet.down_blocks.0        █▇▇▇             4      4         4.0      3.3      -    1.03",
-        "text_encoder.text_model   █▇▇▇             1      4         4.0      3.3      -   0.491",
+        "block                spectrum   modules   rank   effective   stable   dead    norm",
+        "unet.down_blocks.0   █▇▇▇             4      4         4.0      3.3      -    1.03",
+        "text_encoder         █▇▇▇             1      4         4.0      3.3      -   0.491",
         "",
         (
             "norm: how large the change is at strength 1 (Frobenius). scale: the factor in front of B A. effective: how "
@@ -204,7 +204,7 @@ def test_inspect_for_a_program(nplora: Nplora) -> None:
     ran = nplora("inspect ink.safetensors --for diffusers --for comfyui")
     assert "  for diffusers   diffusers takes all 8 keys.\n" in ran.out
     assert "  for comfyui     ComfyUI takes 2 of 8 keys and drops 6.\n" in ran.out
-    assert "  dropped         6 keys, attention under diffusers names is known in its old form only" in ran.out
+    assert "  dropped         6 keys, because attention under diffusers names is known in its old form only" in ran.out
     assert "known from: read (ComfyUI 17358c8), not run" in ran.out
     both = nplora("inspect . --for kohya").out
     assert [line.split()[:3] for line in both.splitlines() if line.startswith("kohya")] == [
@@ -212,6 +212,7 @@ def test_inspect_for_a_program(nplora: Nplora) -> None:
     ]  # fmt: skip
     found = json.loads(nplora("inspect ink.safetensors --json --for peft").out)["for"]
     assert (found[0]["taken"], found[0]["keys"]) == (0, 8)
+    assert "8 keys dropped: it loads the names of its own networks only" in both  # of many files, too, the reason
 
 
 def test_inspect_names_dead_ranks(nplora: Nplora, tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_compare(nplora: Nplora, tmp_path: Path) -> None:
     assert "mu = 1 changes the subject by " in lines[0]
     assert lines[2].startswith("They write to different outputs (")
     assert " No sign conflict: 50 % of the entries have opposite signs, chance is 50 %. The sum is 1.1" in lines[2]
-    assert lines[4].split() == ["block", "overlap", "chance", "rows", "columns", "modules", "subject", "style"]
+    assert lines[4].split() == ["block", "overlap", "chance", "rows", "columns", "modules", "subject", "style", "sum"]
     assert lines[5].startswith("unet.down_blocks.0 ")
     assert lines[7].startswith("overlap: share of the subject in the style's directions. chance: the share of ")
     assert lines[9:] == [
@@ -268,7 +269,7 @@ def test_compare(nplora: Nplora, tmp_path: Path) -> None:
         "  norms           subject 1.03, style 1.98 in common modules: the style is 1.9 times as strong",
         "  down factors    median cosine 0.00: the trainings started from different numbers",
         (
-            "  start with      --mu 0.5 --subject-strength 0.85 --style-strength 0.67: mu hardly matters; the style is "
+            "  start with      --method np --mu 0.5 --subject-strength 0.85 --style-strength 0.67: mu hardly matters; the style is "
             "1.9 times as strong and would drown the subject; together they are 1.20 times as large as the stronger "
             "alone, which can burn pictures."
         ),
@@ -309,9 +310,10 @@ def test_compare_of_many(nplora: Nplora, tmp_path: Path) -> None:
     ran = nplora("compare cat.safetensors ink.safetensors dog.safetensors")
     assert (ran.status, ran.err) == (0, "")
     lines = [line.rstrip() for line in ran.out.splitlines()]
-    assert lines[0].startswith("One seed: cat.safetensors, dog.safetensors. ")
-    assert lines[2].split() == ["file", "trainer", "base", "rank"]
-    assert [line.split()[0] for line in lines[7:11]] == ["seed", "1", "2", "3"]
+    assert lines[0].startswith("Between two adapters of one seed mu acts mostly as a strength.")
+    assert lines[2] == "  one seed        cat, dog"
+    assert lines[4].split() == ["file", "trainer", "its", "seed", "base", "rank"]
+    assert [line.split()[0] for line in lines[9:13]] == ["seed", "1", "2", "3"]
     assert "1.00" in ran.out
     assert nplora("compare .").out == ran.out  # in the order of their names, then of their relations
     found = json.loads(nplora("compare . --json").out)

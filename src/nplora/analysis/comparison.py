@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import acos, degrees, sqrt
 from statistics import median
 from typing import Any
@@ -16,9 +17,11 @@ from ..fusion.projection import Job, Overlap, stream
 from ..output.report import results
 from ..parameters import MU
 from ..reading.adapter import Adapter
+from ..reading.expansion import expand
 from .family import ALIKE, ONE_RUN, beyond_chance
 from .meeting import Meeting, meet
 from .signs import SAMPLE, expected_share
+from .spectra import Array
 from .suggestion import suggest
 
 LOUD = 1.15  # a sum this many times as large as the stronger adapter may look burned
@@ -27,13 +30,19 @@ BINS = 18  # of 5 degrees each, in the histogram of angles
 
 
 def compare(
-    subject: Adapter, style: Adapter, mu: float | str = 0.5, *, progress: Callable[[int, int], None] | None = None
+    subject: Adapter,
+    style: Adapter,
+    mu: float | str = 0.5,
+    *,
+    base: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """What two adapters have to do with each other, module by module, as plain data ready for JSON.
 
     Args:
         subject, style: adapters of one base model.
         mu: the protection that the sentence speaks about; the overlap does not depend on it.
+        base: the base model, for OFT and other kinds whose update depends on it. Of DoRA the directions are compared.
         progress: called with (modules done, modules in all).
 
     Returns:
@@ -50,7 +59,8 @@ def compare(
     'unrelated'
     """
     strength = float(MU.check(mu))  # type: ignore[arg-type]
-    fusion = fuse(subject, style, mu=0.0)  # mu = 0: full matrices may meet too, they only take no part
+    (subject, one), (style, two) = _directions(subject, "subject"), _directions(style, "style")
+    fusion = fuse(subject, style, mu=0.0, base=base)  # mu = 0: full matrices may meet too, they only take no part
     method, values = fusion.projection
     meetings = meet(fusion.jobs, (method, values), progress)
     rest = [job for job in fusion.jobs if meetings[job.key].overlap is None]  # by QR and SVD, or with a reason why not
@@ -83,9 +93,19 @@ def compare(
             "not_projected": sum(module.job is None for module in common),
         },
         "overlaps": [_row(overlap, meetings[key]) for key, overlap in overlaps.items()],
-        "notes": list(fusion.notes),
+        "notes": [*fusion.notes, *one, *two],
     }
     return {**found, "findings": _findings(found)}
+
+
+def _directions(adapter: Adapter, role: str) -> tuple[Adapter, list[str]]:
+    """The adapter with the directions of DoRA modules in the place of their exact updates, and a note that says so."""
+    found = expand(adapter, None, "ignore")
+    count = len(found.unread) - len(adapter.unread)
+    if not count:
+        return adapter, []
+    modules = f"{count} DoRA module{'' if count == 1 else 's'}"
+    return replace(found, notes=adapter.notes), [f"{role}: of {modules} the direction is compared, not the magnitude"]
 
 
 def _starts(meetings: Iterable[Meeting]) -> list[float]:
@@ -99,10 +119,16 @@ def _row(overlap: Overlap, meeting: Meeting) -> dict[str, Any]:
         "subject_norm": sqrt(max(overlap.subject, 0.0)), "style_norm": sqrt(max(overlap.style, 0.0)),
         "down_cosine": None if meeting.down_cosine is None else round(meeting.down_cosine, 4),
         "cosine": round(meeting.cosine, 4),
+        "column_alike": _alike(meeting.column_cosines),
         "row_angles": _degrees(meeting.row_cosines), "column_angles": _degrees(meeting.column_cosines),
         "sign_conflict": round(meeting.sign_share, 4), "sign_excess": round(meeting.sign_excess, 4),
         "sum_norm": sqrt(meeting.together),
     }  # fmt: skip
+
+
+def _alike(cosines: Array) -> float | None:
+    """The mean squared cosine of principal angles: 1 where the spaces are one."""
+    return round(float(np.mean(cosines**2)), 6) if len(cosines) else None
 
 
 def _degrees(cosines: Iterable[float]) -> list[float]:
@@ -112,8 +138,8 @@ def _degrees(cosines: Iterable[float]) -> list[float]:
 
 def _angles(meetings: dict[str, Meeting], jobs: Iterable[Job], side: str) -> dict[str, Any]:
     """The principal angles of all modules: how alike the spaces are against chance, and a histogram."""
-    alike = expected = count = 0.0
-    smallest, histogram = [], np.zeros(BINS, int)
+    expected = 0.0
+    smallest, every = [], [np.zeros(0)]
     for job in jobs:
         meeting = meetings[job.key]
         cosines = meeting.row_cosines if side == "row" else meeting.column_cosines
@@ -121,17 +147,16 @@ def _angles(meetings: dict[str, Meeting], jobs: Iterable[Job], side: str) -> dic
             continue
         (out, r_c), (_, n), (_, r_s), _ = job.shapes
         width = n if side == "row" else out
-        alike += float(np.sum(cosines**2))
         expected += len(cosines) * min(max(r_c, r_s) / width, 1.0)
-        count += len(cosines)
-        turned = np.degrees(np.arccos(np.clip(cosines, 0.0, 1.0)))
-        smallest.append(float(turned[0]))
-        histogram += np.histogram(turned, BINS, (0.0, 90.0))[0]
+        every.append(cosines)
+        smallest.append(degrees(acos(min(float(cosines[0]), 1.0))))
+    cosines = np.clip(np.concatenate(every), 0.0, 1.0)
+    count = len(cosines)
     return {
-        "alike": round(alike / count, 6) if count else None,  # mean squared cosine
+        "alike": round(float(np.mean(cosines**2)), 6) if count else None,  # mean squared cosine
         "chance": round(expected / count, 6) if count else None,
         "median_smallest": round(median(smallest), 1) if smallest else None,
-        "histogram": histogram.tolist(),
+        "histogram": np.histogram(np.degrees(np.arccos(cosines)), BINS, (0.0, 90.0))[0].tolist(),
     }
 
 

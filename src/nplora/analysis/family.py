@@ -40,8 +40,8 @@ def relate(adapters: Sequence[Adapter], progress: Callable[[int, int], None] | N
         ``files`` with base and trainer; symmetric matrices in their order, None where two adapters have no module in
         common: ``down_cosine`` (near 1: one seed), ``row_alike`` and ``column_alike`` (mean squared cosine of
         the principal angles beyond chance: 0 unrelated, 1 one space); ``cosine`` of the updates; ``order``, in which
-        relatives stand together; ``groups`` of one seed and of one subject; ``sentences``; and ``modules``, the names
-        that were looked at.
+        relatives stand together; ``groups`` of one seed, one subject and one trainer; ``sentences``; and ``modules``,
+        the names that were looked at.
     """
     names = sample(adapters)
     pairs: dict[tuple[int, int], list[tuple[float, ...]]] = {}
@@ -75,7 +75,7 @@ def relate(adapters: Sequence[Adapter], progress: Callable[[int, int], None] | N
         "modules": names,
         **{name: _plain(matrix) for name, matrix in matrices.items()},
         "order": _order(matrices),
-        "groups": {"seed": seeds, "subject": subjects},
+        "groups": {"seed": seeds, "subject": subjects, "trainer": _same(files, "trainer")},
         "sentences": _sentences(files, seeds, subjects),
     }
 
@@ -196,7 +196,7 @@ def trainer(adapter: Adapter) -> str:
         return software
     if "ss_network_module" in metadata:
         return f"sd-scripts ({metadata['ss_network_module']})"
-    return f"unknown ({adapter.format.title} names)"
+    return f"unknown; names: {adapter.format.title}"
 
 
 def _file(adapter: Adapter) -> dict[str, Any]:
@@ -217,6 +217,14 @@ def _name_apart(files: Sequence[dict[str, Any]]) -> None:
             file["name"] = file["file"]
 
 
+def _same(files: Sequence[Mapping[str, Any]], key: str) -> list[list[int]]:
+    """Groups of two or more files of which the same is known."""
+    found: dict[str, list[int]] = {}
+    for index, file in enumerate(files):
+        found.setdefault(file[key], []).append(index)
+    return [group for group in found.values() if len(group) > 1]
+
+
 def _plain(matrix: Array) -> list[list[float | None]]:
     return [[None if not np.isfinite(value) else round(float(value), 4) + 0.0 for value in row] for row in matrix]
 
@@ -224,13 +232,14 @@ def _plain(matrix: Array) -> list[list[float | None]]:
 def _sentences(
     files: Sequence[Mapping[str, Any]], seeds: Sequence[Sequence[int]], subjects: Sequence[Sequence[int]]
 ) -> list[str]:
+    """What the groups mean; `relatives` lists them."""
     said = [
-        f"One seed: {_listed(files, group)}. Between two of them mu acts mostly as a strength." for group in seeds
-    ] or ["No two of them share a seed: mu hardly matters between any two, balance them by strengths."]  # fmt: skip
-    said += [
-        f"Alike in what they write: {_listed(files, group)}. One subject, one run or one sort of style: they add up."
-        for group in subjects
-    ]  # fmt: skip
+        "Between two adapters of one seed mu acts mostly as a strength."
+        if seeds
+        else "No two of them share a seed: mu hardly matters between any two, balance them by strengths."
+    ]
+    if subjects:
+        said.append("Adapters that write alike add up, and their sum is louder than either: lower their strengths.")
     bases = Counter(file["base"] for file in files)
     if len(bases) > 1:
         counted = ", ".join(f"{base} ({number})" for base, number in bases.items())
@@ -238,5 +247,19 @@ def _sentences(
     return said
 
 
+def relatives(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The groups as labelled facts: one seed; alike in what they write (one subject, run or sort of style); trainers.
+
+    Args:
+        found: from `relate`.
+    """
+    labels = (("seed", "one seed"), ("subject", "write alike"))
+    rows = [(label, _listed(found["files"], group)) for kind, label in labels for group in found["groups"][kind]]
+    trainers = Counter(file["trainer"].partition(";")[0] for file in found["files"])
+    if set(trainers) != {"unknown"}:
+        rows.append(("trainers", ", ".join(f"{name} ({number})" for name, number in trainers.items())))
+    return rows
+
+
 def _listed(files: Sequence[Mapping[str, Any]], group: Sequence[int]) -> str:
-    return ", ".join(files[i]["name"] for i in group)
+    return ", ".join(files[i]["name"].removesuffix(".safetensors") for i in group)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite, sqrt
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from ..adapters import LowRank, Opaque
+from .. import wording
+from ..adapters import Full, LowRank, Opaque, Update
 from ..formats import all_formats
 from ..output import metadata as words
 from ..reading.adapter import Adapter, Module
+from ..reading.base import BaseModel
+from ..reading.expansion import expand
 from .blocks import coarse_blocks, model_order
 from .spectra import Spectrum, spectra
 
@@ -29,7 +33,7 @@ USEFUL = (
 )  # fmt: skip
 
 
-def describe(adapter: Adapter) -> dict[str, Any]:
+def describe(adapter: Adapter, base: BaseModel | None = None) -> dict[str, Any]:
     """What an adapter is, as plain data ready for JSON.
 
     Norms are Frobenius norms of the updates at strength 1, singular values those of the updates at strength 1, from
@@ -37,6 +41,7 @@ def describe(adapter: Adapter) -> dict[str, Any]:
 
     Args:
         adapter: from `load`.
+        base: the base model, for kinds whose update depends on it; without it a DoRA module is told by its direction.
 
     Returns:
         file, bytes, format and base with evidence, components, groups of modules of one component and kind (ranks,
@@ -48,6 +53,7 @@ def describe(adapter: Adapter) -> dict[str, Any]:
     >>> describe(load("cat.safetensors"))["base"]["title"]  # doctest: +SKIP
     'Stable Diffusion XL'
     """
+    adapter = _as_far_as_known(adapter, base)
     found = spectra(adapter.modules.values())
     norms = {name: None if spectrum is None else spectrum.norm for name, spectrum in found.items()}
     return {
@@ -78,6 +84,26 @@ def describe(adapter: Adapter) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _as_far_as_known(adapter: Adapter, base: BaseModel | None) -> Adapter:
+    """Exact updates beside the base; without one the direction of DoRA modules, and a note that says so."""
+    if base is not None:
+        return expand(adapter, base, keep=False)
+    found = expand(adapter, None, "ignore", keep=False)
+    ignored = len(found.unread) - len(adapter.unread)
+    if not ignored:
+        return found
+    note = (
+        f"the numbers of {wording.count(ignored, 'DoRA module')} are those of the direction, without the magnitude: "
+        "--base MODEL.safetensors tells the exact ones"
+    )
+    return replace(found, notes=(*adapter.notes, note))
+
+
+def low_rank(update: Update) -> LowRank | None:
+    """The factors that an update is made of: its own, or those that a kind stores which also rescales the base."""
+    return update if isinstance(update, LowRank) else update.around if isinstance(update, Full) else None
+
+
 def kind(module: Module) -> str:
     """The module's kind in words, with its kernel: "LoRA", "LoRA (3x3 convolution)", "LoKr"."""
     kernel = module.update.kernel
@@ -100,10 +126,11 @@ def module_norm(module: Module) -> float | None:
 def _detail(module: Module, spectrum: Spectrum | None) -> dict[str, Any]:
     """One module: what it is, its scale, and its spectrum at strength 1."""
     update = module.update
+    stored = low_rank(update) or update
     detail: dict[str, Any] = {
         "module": module.name, "kind": kind(module), "size": list(update.size) if update.size else None,
-        "rank": update.rank if isinstance(update, LowRank) else None,
-        "scale": None if isinstance(update, Opaque) else update.scale, "known_from": update.scale_from,
+        "rank": stored.rank if isinstance(stored, LowRank) else None,
+        "scale": None if isinstance(stored, Opaque) else stored.scale, "known_from": stored.scale_from,
     }  # fmt: skip
     if spectrum is None or not isfinite(spectrum.norm):
         return {**detail, "norm": None, "effective_rank": None, "stable_rank": None, "dead_ranks": None,
@@ -187,13 +214,14 @@ def _groups(adapter: Adapter, norms: Mapping[str, float | None]) -> list[dict[st
 
 def _ranks(modules: Iterable[Module]) -> dict[int, int]:
     """Rank -> number of modules, for those that are made of factors."""
-    ranks = Counter(module.update.rank for module in modules if isinstance(module.update, LowRank))
-    return dict(sorted(ranks.items()))
+    stored = (low_rank(module.update) for module in modules)
+    return dict(sorted(Counter(update.rank for update in stored if update is not None).items()))
 
 
 def _scales(modules: Iterable[Module]) -> list[dict[str, Any]]:
     """Effective scales, the most frequent first, and how each is known."""
-    updates = [module.update for module in modules if not isinstance(module.update, Opaque)]
+    stored = (low_rank(module.update) or module.update for module in modules)
+    updates = [update for update in stored if not isinstance(update, Opaque)]
     found = Counter((update.scale, update.scale_from) for update in updates)
     return [{"scale": scale, "known_from": why, "modules": count} for (scale, why), count in found.most_common()]
 
@@ -219,11 +247,11 @@ def sentence(description: Mapping[str, Any]) -> str:
     """
     ranks = description["ranks"]
     scales = {scale["scale"] for group in description["groups"] for scale in group["scales"]}
-    kinds = list(dict.fromkeys(name.partition(" (")[0] for name in description["kinds"]))
+    kinds = list(dict.fromkeys(name.partition(" (")[0].removesuffix(" direction") for name in description["kinds"]))
     title = description["base"]["title"]
     base = "an unknown base" if title == "unknown base" else title
-    count = description["modules"]
-    text = f"{' and '.join(kinds) or 'Adapter'} for {base}: {count} module{'' if count == 1 else 's'}"
+    modules = wording.count(description["modules"], "module")
+    text = f"{' and '.join(kinds) or 'Adapter'} for {base}: {modules}"
     if len(ranks) == 1:
         text += f" of rank {next(iter(ranks))}"
     elif ranks:
@@ -253,18 +281,20 @@ def overview(description: Mapping[str, Any]) -> dict[str, Any]:
     norms = [component["norm"] for component in description["components"].values()]
     dead = sum(detail["dead_ranks"] or 0 for detail in details)
     odd = [
-        f"{number} {what}"
-        for number, what in (
-            (len(description["zero_modules"]), "zero"), (dead, "dead ranks"),
-            (sum(broken["values"] for broken in description["not_finite"]), "not finite"),
-            (len(description["foreign_keys"]), "other keys"),
+        f"{wording.count(number, noun)}{rest}"
+        for number, noun, rest in (
+            (len(description["zero_modules"]), "module", " zero"), (dead, "dead rank", ""),
+            (sum(broken["values"] for broken in description["not_finite"]), "value", " NaN or infinite"),
+            (len(description["foreign_keys"]), "key", " in no module"),
         )
         if number
     ]  # fmt: skip
     return {
         "name": description["file"].rstrip("/").rpartition("/")[2] or description["file"],
         "base": description["base"]["title"],
-        "kind": ", ".join(dict.fromkeys(name.partition(" (")[0] for name in description["kinds"])),
+        "kind": ", ".join(
+            dict.fromkeys(name.partition(" (")[0].removesuffix(" direction") for name in description["kinds"])
+        ),
         "trigger_words": description["trigger_words"],
         "modules": description["modules"],
         "rank": ranks.most_common(1)[0][0] if ranks else None,

@@ -24,7 +24,7 @@ class Suggestion:
 
     def as_data(self) -> dict[str, Any]:
         """The suggestion with the options that say it on the command line."""
-        options = [f"--mu {self.mu:g}"]
+        options = [f"--method {self.method}", f"--mu {self.mu:g}"]
         options += [
             f"--{role}-strength {value:g}"
             for role, value in (("subject", self.subject_strength), ("style", self.style_strength))
@@ -41,7 +41,7 @@ def suggest(summary: Summary, together: float) -> Suggestion:
         together: the energy of their plain sum, there.
 
     >>> suggest(Summary(0.004, 0.004, 1.0, 1.0, 128), 2.0).as_data()["options"]
-    '--mu 0.5 --subject-strength 0.85 --style-strength 0.85'
+    '--method np --mu 0.5 --subject-strength 0.85 --style-strength 0.85'
     """
     subject, style = sqrt(max(summary.subject, 0.0)), sqrt(max(summary.style, 0.0))
     if summary.regime == "none":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..parameters import MU
+from ..parameters import BASE, MU
 from .command import FILE, Command
 from .drawing import HTML, OVERWRITE, PLOT, require_targets, write
 from .options import take, with_parameters
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 SHOWN = 12  # adapters up to which a matrix fits a terminal
 SCALE = (
     "overlap: share of the subject in the style's directions. chance: the share of unrelated adapters. angle: the "
-    "smallest between what both read from (rows) and write to (columns), in degrees; 90 is unrelated."
+    "smallest between what both read from (rows) and write to (columns), in degrees; 90 is unrelated. subject, style: "
+    "norms at strength 1. sum: the norm of plain addition over the larger of the two."
 )
 MATRIX = "seed: cosine of the down factors, 1.00 is one seed. written: how much alike the outputs are, 0 is chance."
 
@@ -33,7 +34,7 @@ EXAMPLES = (
 
 @click.command(cls=Command, examples=EXAMPLES, short_help="Say how much adapters overlap and what mu will do.")
 @click.argument("adapters", type=FILE, nargs=-1, required=True, metavar="SUBJECT STYLE [MORE...]")
-@with_parameters([MU])
+@with_parameters([MU, BASE])
 @click.option("--modules", is_flag=True, help="Show every module, the largest overlap first, not blocks.")
 @click.option("--json", "json_", is_flag=True, help="Print plain data as JSON.")
 @PLOT
@@ -54,7 +55,7 @@ def command(
         raise click.UsageError("Two adapters are needed, or a folder that holds them.")
     require_targets(plot, html, tuple(paths), overwrite)
     if len(paths) == 2:
-        found = _pair(paths, modules, json_, take(values, [MU]))
+        found = _pair(paths, modules, json_, take(values, [MU, BASE]))
         if plot or html:
             from ..pages.pairs import compare_page
             from ..plots.figures import of_pair
@@ -87,7 +88,7 @@ def _pair(paths: Sequence[str], modules: bool, json_: bool, values: Mapping[str,
     if rows:
         click.echo()
         columns = ("module" if modules else "block", "", "overlap", "chance", "rows", "columns", "modules", "subject",
-                   "style")  # fmt: skip
+                   "style", "sum")  # fmt: skip
         console().print(table(columns, [(row.name, bar(row.rho), *row.numbers) for row in rows], 2))
         click.echo()
         say(click.style(paragraph(SCALE), dim=True), facts(_facts(found)))
@@ -107,12 +108,14 @@ class Row(NamedTuple):
     columns: float | None
     subject: float
     style: float
+    together: float | None  # the norm of the sum over the larger one
 
     @property
     def numbers(self) -> tuple[str, ...]:
         angles = ("-" if angle is None else f"{angle:.0f}" for angle in (self.rows, self.columns))
+        together = "-" if self.together is None else f"{self.together:.2f} x"
         return (f"{self.rho:.1%}", f"{self.chance:.1%}", *angles, str(self.modules), three(self.subject),
-                three(self.style))  # fmt: skip
+                three(self.style), together)  # fmt: skip
 
 
 def _by_module(overlaps: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -143,7 +146,10 @@ def _sum(name: str, rows: Sequence[Mapping[str, Any]]) -> Row:
     smallest = [[row[side][0] for row in rows if row[side]] for side in ("row_angles", "column_angles")]
     reads, writes = (median(found) if found else None for found in smallest)
     style = sum(row["style_norm"] ** 2 for row in rows) ** 0.5
-    return Row(name, len(rows), rho, chance, reads, writes, total**0.5, style)
+    together, larger = sum(row["sum_norm"] ** 2 for row in rows) ** 0.5, max(total**0.5, style)
+    return Row(
+        name, len(rows), rho, chance, reads, writes, total**0.5, style, together / larger if larger > 0 else None
+    )
 
 
 def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -193,7 +199,7 @@ def _balance(ratio: float) -> str:
 
 
 def _family(adapters: Sequence[Adapter], json_: bool) -> dict[str, Any]:
-    from ..analysis.family import relate
+    from ..analysis.family import relate, relatives
 
     with Progress("comparing", quiet=json_) as progress:
         found = relate(adapters, progress)
@@ -202,11 +208,14 @@ def _family(adapters: Sequence[Adapter], json_: bool) -> dict[str, Any]:
         return found
     from .tables import console, table
 
-    say("\n".join(paragraph(sentence) for sentence in found["sentences"]))
+    say("\n".join(paragraph(sentence) for sentence in found["sentences"]), facts(relatives(found)))
     click.echo()
     listed = [found["files"][i] for i in found["order"]]
-    rows = [(str(k), f["name"], f["trainer"], f["base"], str(f["rank"] or "-")) for k, f in enumerate(listed, 1)]
-    console().print(table(("", "file", "trainer", "base", "rank"), rows, 4))
+    rows = [
+        (str(k), f["name"], f["trainer"], f["seed"] or "-", f["base"], str(f["rank"] or "-"))
+        for k, f in enumerate(listed, 1)
+    ]
+    console().print(table(("", "file", "trainer", "its seed", "base", "rank"), rows, 5))
     for title, name in (("seed", "down_cosine"), ("written", "column_alike")):
         if len(listed) <= SHOWN:
             click.echo()

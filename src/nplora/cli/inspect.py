@@ -12,19 +12,15 @@ from .command import FILE, Command, choice
 from .drawing import HTML, OVERWRITE, PLOT, require_targets, write
 from .files import expand, load_all
 from .progress import Progress
-from .text import LABEL, as_json, count, drawable, facts, paragraph, printable, say, size, some, spread, three
+from .text import LABEL, as_json, drawable, facts, paragraph, printable, say, size, spread, three
 
 if TYPE_CHECKING:
     from ..reading.adapter import Adapter
+    from ..reading.base import BaseModel
 
 KNOWN_FROM = {
     "alpha": "alpha keys", "config": "the config beside it", "metadata": "the header", "scale key": "scale keys",
     "assumed 1": "assumed: no alpha", "none needed": "stored in full",
-}  # fmt: skip
-LABELS = {
-    "ss_output_name": "saved as", "ss_sd_model_name": "trained on", "ss_base_model_version": "base by trainer",
-    "ss_network_module": "trainer module", "ss_num_train_images": "images", "ss_num_epochs": "epochs",
-    "ss_text_encoder_lr": "text encoder lr", "ss_training_comment": "comment", "modelspec.merged_from": "merged from",
 }  # fmt: skip
 NORM = (
     "norm: how large the change is at strength 1 (Frobenius). scale: the factor in front of B A. effective: how many "
@@ -52,7 +48,8 @@ EXAMPLES = (
 )  # fmt: skip
 @click.option(
     "--base", type=FILE, metavar="MODEL",
-    help="Count intruder dimensions against this base model: a checkpoint or a diffusers folder.",
+    help="The base model, a checkpoint or a diffusers folder: count intruder dimensions against it, and tell DoRA and "
+    "other kinds that depend on it exactly.",
 )  # fmt: skip
 @PLOT
 @HTML
@@ -74,10 +71,12 @@ def command(
         raise click.UsageError("--plot draws one adapter; --html shows several side by side.")
     require_targets(plot, html, tuple(paths), overwrite)
     loaded, status = load_all(paths)
-    found = []
-    for adapter in loaded.values():
+    found, model = [], None if base is None else base_model(base)
+    for adapter, compared in zip(loaded.values(), against_base(list(loaded.values()), model, json_), strict=True):
         try:
-            found.append(describe(adapter) | foretell(adapter, programs) | against_base(adapter, base, json_))
+            if isinstance(compared, NploraError):
+                raise compared
+            found.append(describe(adapter, model) | foretell(adapter, programs) | compared)
         except NploraError as error:
             if len(paths) == 1:
                 raise
@@ -114,43 +113,28 @@ def foretell(adapter: Adapter, programs: Sequence[str]) -> dict[str, Any]:
     return {"for": [forecast(adapter, program).as_data() for program in programs]}
 
 
-def against_base(adapter: Adapter, base: str | None, quiet: bool) -> dict[str, Any]:
-    """Intruder dimensions, under "intruders"; nothing where no base was named."""
-    if base is None:
-        return {}
-    from ..analysis.intruders import find_intruders
+def base_model(path: str) -> BaseModel:
     from ..reading.base import BaseModel
 
+    return BaseModel(path)
+
+
+def against_base(
+    adapters: Sequence[Adapter], base: BaseModel | None, quiet: bool
+) -> Sequence[dict[str, Any] | NploraError]:
+    """Intruder dimensions of each, under "intruders", or why they cannot be told; nothing where no base was named."""
+    if base is None:
+        return [{} for _ in adapters]
+    from ..analysis.intruders import compare_with_base
+
     with Progress("comparing with the base", quiet=quiet) as progress:
-        return {"intruders": find_intruders(adapter, BaseModel(base), progress=progress)}
-
-
-def _intruders(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where the intruders are, the worst modules first."""
-    rows = [("intruders", found["sentence"])]
-    worst = sorted((row for row in found["modules"] if row["intruders"]), key=lambda row: -row["intruders"])
-    if worst:
-        rows.append(("", "most in " + ", ".join(f"{row['module']} ({row['intruders']})" for row in worst[:3])))
-    if found["missing"]:
-        missing = found["missing"]
-        rows.append(("not compared", f"{count(len(missing), 'module')} that the base does not hold: {some(missing)}"))
-    return rows
-
-
-def _fates(forecasts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """A program's forecast, with a line for each reason."""
-    rows = []
-    for found in forecasts:
-        rows.append((f"for {found['program']}", found["sentence"]))
-        if not found["refused"]:
-            for what in ("dropped", "changed"):
-                rows += [(what, f"{count(len(keys), 'key')}, {why}: {some(keys)}") for why, keys in found[what].items()]
-        rows.append(("", f"known from: {found['checked']}"))
-    return rows
+        found = compare_with_base(adapters, base, progress=progress)
+    return [told if isinstance(told, NploraError) else {"intruders": told} for told in found]
 
 
 def _show_many(descriptions: Sequence[dict[str, Any]]) -> None:
     """One line for each of several adapters."""
+    from ..analysis.telling import because
     from .tables import console, table
 
     columns = ("file", "base", "kind", "trigger words", "modules", "rank", "effective", "scale", "norm", "odd")
@@ -164,15 +148,14 @@ def _show_many(descriptions: Sequence[dict[str, Any]]) -> None:
             (name, str(found["intruders"]), str(found["of"]), f"{found['energy']:.1%}") for name, found in counted
         ]
         console().print(table(("intruder dimensions", "found", "of", "energy"), counts))
-    asked = [(description, description["for"]) for description in descriptions if description.get("for")]
-    if asked:
+    rows = [
+        (found["program"], name_of(description), found["sentence"], because(found))
+        for description in descriptions
+        for found in description.get("for", ())
+    ]
+    if rows:
         click.echo()
-        rows = [
-            (found["program"], name_of(description), found["sentence"])
-            for description, every in asked
-            for found in every
-        ]
-        console().print(table(("for", "file", "what it does"), rows, 3))
+        console().print(table(("for", "file", "what it does", "because"), rows, 4))
 
 
 def _line(description: dict[str, Any]) -> list[str]:
@@ -189,6 +172,7 @@ def _line(description: dict[str, Any]) -> list[str]:
 
 
 def _show(description: dict[str, Any], sentence: str) -> None:
+    from ..analysis import telling
     from .tables import console, table
 
     name = printable(name_of(description))
@@ -199,9 +183,10 @@ def _show(description: dict[str, Any], sentence: str) -> None:
     console().print(table(BLOCKS, [_block(block) for block in description["blocks"]], 2))
     click.echo()
     say(
-        click.style(paragraph(NORM), dim=True), facts(_facts(description)), facts(_metadata(description["metadata"])),
-        facts(_fates(description.get("for", ()))),
-        facts(_intruders(description["intruders"]) if "intruders" in description else ()),
+        click.style(paragraph(NORM), dim=True), facts(telling.facts(description)),
+        facts((label[: LABEL - 1], text) for label, text in telling.settings(description["metadata"])),
+        facts(telling.fates(description.get("for", ()))),
+        facts(telling.intruders(description["intruders"]) if "intruders" in description else ()),
     )  # fmt: skip
 
 
@@ -245,52 +230,3 @@ def _rows(description: dict[str, Any]) -> list[list[str]]:
             "unknown" if group["norm"] is None else three(group["norm"]),
         ])  # fmt: skip
     return rows
-
-
-def _facts(description: dict[str, Any]) -> list[tuple[str, str]]:
-    base, form = description["base"], description["format"]
-    rows = [("base", f"{base['title']}: {base['evidence']}"), ("format", f"{form['title']}: {form['evidence']}")]
-    rows += [("", f"{count(number, 'module')} in the naming of {title}") for title, number in form["also"].items()]
-    rows.append(
-        ("numbers", ", ".join(f"{name} ({count(number, 'tensor')})" for name, number in description["dtypes"].items()))
-    )
-    if description["trigger_words"]:
-        rows.append(("trigger words", ", ".join(description["trigger_words"])))
-    if description["modules_in_file"] != description["modules"]:
-        rows.append(
-            ("in the file", f"{count(description['modules_in_file'], 'module')}, some of them fused projections")
-        )
-    if description["biases_and_norms"]:
-        rows.append(("biases, norms", f"{count(description['biases_and_norms'], 'delta')} besides"))
-    if description["zero_modules"]:
-        zero = description["zero_modules"]
-        rows.append(("zero", f"{count(len(zero), 'module')} that change nothing: {some(zero)}"))
-    dead = [detail["module"] for detail in description["details"] if detail["dead_ranks"] and detail["norm"]]
-    if dead:
-        ranks = sum(
-            detail["dead_ranks"] for detail in description["details"] if detail["norm"] and detail["dead_ranks"]
-        )
-        rows.append(("dead ranks", f"{ranks} in {count(len(dead), 'module')} are stored and do nothing: {some(dead)}"))
-    for broken in description["not_finite"][:3]:
-        rows.append(("not finite", f"{count(broken['values'], 'value')} in {broken['key']} (NaN or infinite)"))
-    if len(description["not_finite"]) > 3:
-        rows.append(("", f"and {len(description['not_finite']) - 3} more tensors"))
-    if description["foreign_keys"]:
-        foreign = description["foreign_keys"]
-        rows.append(("other keys", f"{count(len(foreign), 'key')} in no module: {some(foreign)}"))
-    rows += [("note", note) for note in description["notes"]]
-    return rows
-
-
-def _metadata(entries: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What the header says, under names that fit beside it."""
-    rows: dict[str, str] = {}
-    for name, value in entries.items():
-        label = name.removeprefix("ss_").removeprefix("modelspec.").replace("_", " ")
-        rows.setdefault(LABELS.get(name, label)[: LABEL - 1], _short(value))
-    return list(rows.items())
-
-
-def _short(value: str, limit: int = 160) -> str:
-    text = " ".join(value.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"

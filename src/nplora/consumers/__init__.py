@@ -61,6 +61,11 @@ class File:
         return {key.module: float(tensors[key.key].read().reshape(-1)[0]) for key in self.keys if key.role == "alpha"}
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """All keys."""
+        return frozenset(key.key for key in self.keys)
+
+    @cached_property
     def memory(self) -> dict[object, Any]:
         """What rules found out about the whole file, so that it is found out once and not for every key."""
         return {}

@@ -108,7 +108,7 @@ PROGRAM = Program(
     "diffusers",
     (
         # Stable Diffusion 1, 2 and XL.
-        Rule("dropped", "diffusers drops dora_scale with a warning", roles=frozenset({"dora"}), key=r"dora_scale$"),
+        Rule("dropped", "it drops dora_scale with a warning", roles=frozenset({"dora"}), key=r"dora_scale$"),
         Rule("refused", "{key} has no 'lora' in its name and one such key makes the whole file invalid",
              UNETS | SD3, unless="lora"),
         Rule("refused", "it knows no such tensors as {key} under kohya names and stops there", UNETS, key=KOHYA,
@@ -130,6 +130,8 @@ PROGRAM = Program(
              when=other_rank),
         Rule("changed", "its alpha is replaced by the most common one of its component", UNETS, frozenset({"kohya"}),
              when=takes_the_common_alpha),
+        Rule("changed", "its dora_scale is dropped: what is left is a plain LoRA", roles=frozenset({"down", "up"}),
+             when=lambda key, file: f"{key.module}.dora_scale" in file.names),
         # FLUX.1.
         Rule("refused", "a negative alpha ({key}) sends it into a loop without end", FOLDED, frozenset({"kohya"}),
              when=negative_alpha),

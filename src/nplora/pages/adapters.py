@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..analysis import telling
 from ..analysis.inspection import overview, sentence
 from ..analysis.intruders import against_parts
 from ..plots import figures
+from ..wording import size
 from . import Page, Section, figure, number, share, table, whole, words
 
 Data = Mapping[str, Any]
 RANKS = (
     "The effective rank says how many of the stored ranks share the work; far below the rank, the file could be "
     "smaller. A dead rank is stored and does nothing."
+)
+NORM = (
+    "The norm says how large the change is at strength 1. It has no unit: compare blocks with each other, and adapters "
+    "of one base."
+)
+MAP = (
+    "Data flows from left to right, and in each block from top to bottom. The brighter, the larger the change of a "
+    "module, or the more of its ranks work. Grey: there is no such module, or its numbers are not known."
 )
 
 
@@ -26,13 +36,15 @@ def inspect_page(descriptions: Sequence[Data]) -> Page:
     if len(descriptions) == 1:
         return _one(descriptions[0])
     rows = [_line(description) for description in descriptions]
-    columns = ("file", "base", "kind", "trigger words", "odd", "modules", "rank", "effective", "norm")
-    sections = [Section(f"{len(rows)} adapters", (RANKS,), table=table(columns, rows, 5))]
+    columns = ("file", "base", "kind", "trigger words", "what is odd", "modules", "rank", "effective rank", "norm")
+    sections = [Section(f"{len(rows)} adapters", (RANKS, NORM), table=table(columns, rows, 5))]
     asked = [(overview(d)["name"], found) for d in descriptions for found in d.get("for", ())]
     if asked:
-        lines = [(words(found["program"]), words(name), words(found["sentence"]), whole(found["taken"]),
-                  whole(found["keys"])) for name, found in asked]  # fmt: skip
-        sections.append(Section("What programs will take", table=table(("for", "file", "", "taken", "keys"), lines, 3)))
+        lines = [(words(name), words(found["program"]), words(found["sentence"]), words(telling.because(found)),
+                  whole(found["taken"]), whole(found["keys"])) for name, found in asked]  # fmt: skip
+        heads = ("file", "program", "what it does", "because", "keys taken", "keys in the file")
+        checked = dict.fromkeys(f"{found['program']}: known from {found['checked']}." for _, found in asked)
+        sections.append(Section("What programs will take", tuple(checked), table=table(heads, lines, 4)))
     counted = [(overview(d)["name"], d["intruders"]) for d in descriptions if "intruders" in d]
     sections += [intruders(counted)] if counted else []
     return Page("Adapters side by side", (), tuple(sections))
@@ -51,11 +63,13 @@ def intruders(counted: Sequence[tuple[str, Data]]) -> Section:
                  share(row["energy"]), words(row["side"])] for row in first["modules"]]  # fmt: skip
         columns = ("module", "intruders", "smallest cosine", "their energy", "side")
         listed = table(columns, rows)
-        return Section("Intruder dimensions", (first["sentence"], said), table=listed, folded=len(rows) > 40)
+        lead = (first["sentence"], f"{telling.thresholds(first)[0].upper()}{telling.thresholds(first)[1:]}.", said)
+        return Section("Intruder dimensions", lead, table=listed, folded=len(rows) > 40)
     names = [name for name, _ in counted]
     rows = [[words("all"), *(whole(found["intruders"]) for _, found in counted)]]
     rows += [[words(row["module"]), *map(whole, row["intruders"])] for row in against_parts([f for _, f in counted])]
-    return Section("Intruder dimensions", (said,), table=table(("module", *names), rows))
+    lines = tuple((name, f"{found['sentence']} {telling.thresholds(found)}") for name, found in counted)
+    return Section("Intruder dimensions", (said,), lines, table=table(("module", *names), rows))
 
 
 def _line(description: Data) -> list[Any]:
@@ -68,21 +82,18 @@ def _line(description: Data) -> list[Any]:
 
 
 def _one(description: Data) -> Page:
-    details, base = description["details"], description["base"]
-    known = [detail for detail in details if detail["norm"] is not None]
-    facts = [("base", f"{base['title']}: {base['evidence']}"), ("format", description["format"]["title"])]
-    facts += [("trigger words", ", ".join(description["trigger_words"]))] if description["trigger_words"] else []
-    facts += [("note", note) for note in description["notes"]]
-    facts += [(name.removeprefix("ss_").removeprefix("modelspec.").replace("_", " "), " ".join(value.split())[:400])
-              for name, value in description["metadata"].items()]  # fmt: skip
-    sections = [Section("What it is", facts=tuple(facts))]
+    details = description["details"]
+    sections = [
+        Section("What it is", facts=(("size", size(description["bytes"] or 0)), *telling.facts(description))),
+    ]  # fmt: skip
+    settings = telling.settings(description["metadata"], 400)
+    sections += [Section("What the header says", facts=tuple(settings))] if settings else []
     sections += [programs(description["for"])] if description.get("for") else []
-    if known:
+    if any(detail["norm"] is not None for detail in details):
         sections += [
-            Section("Where it acts", ("The brighter, the larger the change that the module makes at strength 1.",),
-                    figure=figure(figures.heat_map(known, "norm", "Size of the change", "norm")),
-                    figure_says="heat map of the norm of every module, block by block"),
-            Section("Ranks and spectra", (RANKS,),
+            Section("Where it acts", (MAP,), figure=figure(figures.of_modules(details)),
+                    figure_says="heat maps of the norm and of the effective rank of every module, block by block"),
+            Section("Ranks and spectra", (RANKS, NORM),
                     figure=figure(figures.of_spectra(description["blocks"])),
                     figure_says="singular values of each block against the largest",
                     table=table(("block", "modules", "effective rank", "stable rank", "dead ranks", "norm"),
@@ -97,15 +108,7 @@ def _one(description: Data) -> Page:
 
 def programs(forecasts: Sequence[Data]) -> Section:
     """What programs will take of a file, and why they leave the rest."""
-    facts = []
-    for found in forecasts:
-        facts.append((found["program"], found["sentence"]))
-        if not found["refused"]:
-            for what in ("dropped", "changed"):
-                facts += [(what, f"{len(keys)} keys: {why} ({keys[0]}{', ...' if keys[1:] else ''})")
-                          for why, keys in found[what].items()]  # fmt: skip
-        facts.append(("known from", found["checked"]))
-    return Section("What programs will take", facts=tuple(facts))
+    return Section("What programs will take", facts=tuple(telling.fates(forecasts)))
 
 
 def _block(block: Data) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
+from ..analysis.family import relatives
 from ..fusion.overlap import percent
 from ..plots import figures
 from . import Page, Section, figure, file_name, number, share, table, whole, words
@@ -17,8 +18,9 @@ SEED = {
     "mixed": "some modules started from the same numbers", "unknown": "not known",
 }  # fmt: skip
 MEETING = (
-    "The share of the subject that lies in the style's directions; unrelated adapters would have {chance}. Bright "
-    "modules are where mu acts."
+    "Above: the share of the subject that lies in the style's directions; unrelated adapters would have {chance}. "
+    "Bright modules are where mu acts. Below: how much alike both write (mean squared cosine of the column angles); "
+    "bright modules paint the same things. Grey: one of the two does not change that module."
 )
 CURVE = (
     "The full line is how much of the subject's norm is kept, the dashed one how much of it still lies in the style's "
@@ -28,9 +30,14 @@ ANGLES = (
     "Two directions at 0 degrees are the same, at 90 degrees they have nothing in common. Rows are what an adapter "
     "reads from, columns what it writes to; small column angles mean that both paint the same things."
 )
+MATRICES = (
+    "Above: the cosine of the down factors; bright pairs started from one seed, between them mu acts as a strength. "
+    "Below: how much alike they write, beyond chance; bright pairs learned one thing, and their sum is louder than "
+    "either. Relatives stand side by side. Grey: the two have no module in common."
+)
 COLUMNS = (
-    "module", "overlap", "chance", "smallest row angle", "smallest column angle", "signs beyond chance", "seed cosine",
-    "subject norm", "style norm",
+    "module", "overlap", "chance", "smallest row angle (degrees)", "smallest column angle (degrees)", "write alike",
+    "opposite signs beyond chance", "seed cosine", "subject norm", "style norm", "sum over the larger",
 )  # fmt: skip
 
 
@@ -50,6 +57,7 @@ def of_pair(found: Data) -> list[Section]:
     facts = (
         ("start with", f"{suggestion['options']}: {suggestion['reason']}"), ("base", found["base"]),
         ("modules", _counts(found["modules"])), ("seed", SEED[found["initialisation"]]),
+        *(("note", note) for note in found["notes"]),
     )  # fmt: skip
     sections = [Section("What the numbers say", tuple(found["findings"]), facts)]
     if not rows:
@@ -59,8 +67,8 @@ def of_pair(found: Data) -> list[Section]:
     return [
         *sections,
         Section("Where they meet", (MEETING.format(chance=percent(found["chance"])),),
-                figure=figure(figures.heat_map(rows, "rho", "Overlap", "share")),
-                figure_says="heat map of the overlap of every module"),
+                figure=figure(figures.of_overlaps(rows)),
+                figure_says="heat maps of every module: the overlap, and how much alike both write"),
         Section("What mu does", (CURVE,), figure=figure(figures.of_mu(rows, mu)),
                 figure_says="kept norm of the subject against mu"),
         Section("Angles", (ANGLES,), figure=figure(figures.of_angles(found)),
@@ -76,9 +84,11 @@ def _counts(counts: Data) -> str:
 
 def _row(row: Data) -> list[Any]:
     angles = [row[side][0] if row[side] else None for side in ("row_angles", "column_angles")]
+    larger = max(row["subject_norm"], row["style_norm"])
     return [
         words(row["module"]), share(row["rho"]), share(row["chance"]), *(number(angle) for angle in angles),
-        share(row["sign_excess"]), number(row["down_cosine"]), number(row["subject_norm"]), number(row["style_norm"]),
+        share(row["column_alike"]), share(row["sign_excess"]), number(row["down_cosine"]), number(row["subject_norm"]),
+        number(row["style_norm"]), number(row["sum_norm"] / larger if larger > 0 else None),
     ]  # fmt: skip
 
 
@@ -91,8 +101,8 @@ def family_page(found: Data) -> Page:
     order: Sequence[int] = found["order"]
     files = [found["files"][i] for i in order]
     rows = [
-        [whole(place), words(file["name"]), words(file["trainer"]), words(file["base"]), whole(file["modules"]),
-         whole(file["rank"])]
+        [words(file["name"]), whole(place), words(file["trainer"]), words(file["seed"] or "-"), words(file["base"]),
+         whole(file["modules"]), whole(file["rank"])]
         for place, file in enumerate(files, 1)
     ]  # fmt: skip
     pairs = [
@@ -100,15 +110,13 @@ def family_page(found: Data) -> Page:
          number(found["row_alike"][i][j]), number(found["column_alike"][i][j]), number(found["cosine"][i][j])]
         for a, i in enumerate(order) for j in order[a + 1 :] if found["down_cosine"][i][j] is not None
     ]  # fmt: skip
-    text = (
-        "Left: the cosine of the down factors; bright pairs started from one seed. Right: how much alike the outputs "
-        "are beyond chance; bright pairs learned one thing. Relatives stand side by side."
-    )
+    heads = ("file", "no.", "trainer", "its seed", "base", "modules", "rank")
     columns = ("one", "other", "seed", "read alike", "write alike", "cosine")
     return Page(f"{len(files)} adapters", tuple(found["sentences"]), (
-        Section("Who belongs to whom", (text,), figure=figure(figures.of_family(found)),
+        Section("Groups", facts=tuple(relatives(found))),
+        Section("Who belongs to whom", (MATRICES,), figure=figure(figures.of_family(found)),
                 figure_says="two matrices of all adapters against each other"),
-        Section("The adapters", table=table(("", "file", "trainer", "base", "modules", "rank"), rows, 4)),
+        Section("The adapters", table=table(heads, rows, 5)),
         Section("Every pair", (f"From {len(found['modules'])} modules of the model.",), table=table(columns, pairs, 2),
                 folded=len(pairs) > 40),
     ))  # fmt: skip

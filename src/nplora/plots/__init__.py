@@ -22,12 +22,16 @@ COLOURS = {
 }  # fmt: skip
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SEQUENCE = "cividis"  # even steps for every kind of sight
+INK, QUIET, LINE, ABSENT, PAPER = "#1d1f21", "#5f6368", "#d9dce0", "#e6e8eb", "#ffffff"
+# What these are called in pages/templates/page.css, where a dark screen has others.
+VARIABLES = {INK: "ink", QUIET: "quiet", LINE: "line", ABSENT: "absent", PAPER: "paper", "#000000": "ink"}
 STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titleweight": "bold",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#555555", "axes.labelcolor": "#333333",
-    "xtick.color": "#333333", "ytick.color": "#333333", "axes.grid": False, "grid.color": "#DDDDDD",
-    "figure.facecolor": "white", "legend.frameon": False, "lines.linewidth": 1.8, "svg.fonttype": "none",
-    "svg.hashsalt": "nplora", "savefig.dpi": 150, "font.family": "sans-serif",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": QUIET, "axes.labelcolor": INK,
+    "text.color": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": False,
+    "grid.color": LINE, "figure.facecolor": "white", "axes.facecolor": "none", "legend.frameon": False,
+    "lines.linewidth": 1.8, "svg.fonttype": "none", "svg.hashsalt": "nplora", "savefig.dpi": 150,
+    "font.family": "sans-serif",
     "text.parse_math": False,  # a dollar in a file's name is a dollar
 }  # fmt: skip
 
@@ -65,13 +69,16 @@ def as_png(figure: Figure) -> bytes:
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an SVG element for a page: text stays text, and the size follows the page."""
+    """The figure as an SVG element for a page: text stays text, the size and the colours of the ink follow the page."""
     import matplotlib as mpl
 
     stream = StringIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue().partition("<svg")[2].join(("<svg", ""))
+        figure.savefig(stream, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue().partition("<svg")[2].join(("<svg", ""))
+    for colour, name in VARIABLES.items():
+        text = text.replace(colour, f"var(--{name}, {colour})")
+    return text
 
 
 def save(figure: Figure, path: str) -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..analysis.blocks import split_block
-from . import SEQUENCE, bars, draw, lines, modules
+from . import ABSENT, SEQUENCE, bars, draw, lines, modules
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,22 +18,39 @@ Data = Mapping[str, Any]
 
 def of_adapter(description: Data) -> Figure:
     """One adapter: norm and effective rank of every module, and the spectra (from `describe`)."""
+    details = description["details"]
+    tall = modules.height(details)
 
     def paint(figure: Figure) -> None:
-        top, middle, low = figure.subplots(3, 1, height_ratios=[_rows(description["details"])] * 2 + [2.2])
-        modules.heat(top, description["details"], lambda row: row["norm"], "Size of the change", "norm")
-        modules.heat(middle, description["details"], lambda row: row["effective_rank"], "Ranks that work",
-                     "effective rank")  # fmt: skip
+        top, middle, low = figure.subplots(3, 1, height_ratios=[tall, tall, 2.4])
+        modules.heat(top, details, lambda row: row["norm"], "Size of the change", "norm at strength 1")
+        modules.heat(middle, details, lambda row: row["effective_rank"], "Ranks that work", "effective rank")
         lines.spectra(low, description["blocks"])
 
-    return draw(paint, 7.6, 2 * _rows(description["details"]) + 3.0)
+    return draw(paint, 7.6, 2 * tall + 2.4)
 
 
-def heat_map(rows: Sequence[Data], key: str, title: str, unit: str) -> Figure:
-    """A heat map of one number of every module; rows with "module" and the number under `key`."""
-    return draw(
-        lambda figure: modules.heat(figure.subplots(), rows, lambda row: row[key], title, unit), 7.2, _rows(rows)
-    )
+def of_modules(details: Sequence[Data]) -> Figure:
+    """The heat maps of one adapter alone: norm and effective rank of every module."""
+
+    def paint(figure: Figure) -> None:
+        top, low = figure.subplots(2, 1)
+        modules.heat(top, details, lambda row: row["norm"], "Size of the change", "norm at strength 1")
+        modules.heat(low, details, lambda row: row["effective_rank"], "Ranks that work", "effective rank")
+
+    return draw(paint, 7.2, 2 * modules.height(details))
+
+
+def of_overlaps(rows: Sequence[Data]) -> Figure:
+    """The heat maps of a pair alone: overlap of what both read, likeness of what both write."""
+    return draw(lambda figure: _overlaps(figure.subplots(2, 1), rows), 7.2, 2 * modules.height(rows))
+
+
+def _overlaps(axes: Any, rows: Sequence[Data]) -> None:
+    top, low = axes
+    modules.heat(top, rows, lambda row: row["rho"], "Overlap: how much of the subject lies in the style's directions",
+                 "share", share=True)  # fmt: skip
+    modules.heat(low, rows, lambda row: row["column_alike"], "How much alike they write", "share", share=True)
 
 
 def of_spectra(blocks: Sequence[Data]) -> Figure:
@@ -44,15 +60,16 @@ def of_spectra(blocks: Sequence[Data]) -> Figure:
 
 def of_pair(found: Data) -> Figure:
     """Two adapters: the overlap of every module, the angles, and what mu does (from `compare`)."""
+    rows = found["overlaps"]
+    tall = modules.height(rows)
 
     def paint(figure: Figure) -> None:
-        top, middle, low = figure.subplots(3, 1, height_ratios=[_rows(found["overlaps"]), 2.2, 2.4])
-        modules.heat(top, found["overlaps"], lambda row: row["rho"], "Overlap: the subject in the style's directions",
-                     "share")  # fmt: skip
-        lines.angles(middle, found)
-        lines.mu_curve(low, found["overlaps"], inf if found["mu"] == "inf" else found["mu"])
+        top, second, third, low = figure.subplots(4, 1, height_ratios=[tall, tall, 2.2, 2.4])
+        _overlaps((top, second), rows)
+        lines.angles(third, found)
+        lines.mu_curve(low, rows, inf if found["mu"] == "inf" else found["mu"])
 
-    return draw(paint, 7.6, _rows(found["overlaps"]) + 5.6)
+    return draw(paint, 7.6, 2 * tall + 4.8)
 
 
 def of_angles(found: Data) -> Figure:
@@ -78,27 +95,41 @@ def of_outcome(found: Data) -> Figure:
 
 def of_family(found: Data) -> Figure:
     """Many adapters: who shares a seed, and who writes alike, relatives side by side (from `relate`)."""
-    order = found["order"]
-    names = [found["files"][i]["name"].removesuffix(".safetensors")[-34:] for i in order]
+    from matplotlib.ticker import PercentFormatter
 
-    side = max(2.2, 0.13 * len(order))
+    order = found["order"]
+    names = [_fitting(found["files"][i]["name"].removesuffix(".safetensors")) for i in order]
+    side = max(2.4, 0.14 * len(order))
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(2, 1)
-        titles = (("down_cosine", "One seed"), ("column_alike", "Alike in what they write"))
-        for axes, (key, title) in zip(panels, titles, strict=True):
+        titles = (
+            ("down_cosine", "One seed: cosine of the down factors", None),
+            ("column_alike", "One subject: how much alike they write", PercentFormatter(1.0, decimals=0)),
+        )
+        for axes, (key, title, written) in zip(panels, titles, strict=True):
             table = np.array([[np.nan if found[key][i][j] is None else found[key][i][j] for j in order] for i in order])
             np.fill_diagonal(table, np.nan)
             image = axes.imshow(table, cmap=SEQUENCE, vmin=0, vmax=1, interpolation="nearest")
+            axes.set_facecolor(ABSENT)
             axes.set_title(title)
-            axes.set_xticks(range(len(order)), range(1, len(order) + 1), fontsize=7)
+            axes.set_xticks(range(len(order)), range(1, len(order) + 1), fontsize=7, rotation=90)
             axes.set_yticks(range(len(order)), [f"{name}  {k}" for k, name in enumerate(names, 1)], fontsize=7)
             axes.tick_params(length=0)
-            figure.colorbar(image, ax=axes, pad=0.02, fraction=0.046).ax.tick_params(labelsize=7)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            bar = figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.025, 1.0)), format=written)
+            bar.outline.set_visible(False)
+            bar.ax.tick_params(labelsize=7, length=2)
 
     return draw(paint, 3.6 + side, 2 * side + 1.0)
 
 
-def _rows(rows: Sequence[Data]) -> float:
-    """Inches that a heat map of these modules needs."""
-    return 1.2 + 0.13 * len({split_block(row["module"])[1] for row in rows})
+def _fitting(name: str, most: int = 38) -> str:
+    """A name that fits beside a matrix: the middle of a long one is left out, its ends tell it apart.
+
+    >>> _fitting("a" * 30 + "-style", 20)
+    'aaaaaaaaa…aaaa-style'
+    """
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-(most - 1 - half) :]}"

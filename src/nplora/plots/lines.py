@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..analysis.blocks import model_order
 from ..fusion.overlap import kept_strength, matched_strength
-from . import COLOURS, CYCLE, SEQUENCE
+from . import COLOURS, CYCLE, QUIET, SEQUENCE
 from .modules import short
 
 if TYPE_CHECKING:
@@ -31,17 +32,27 @@ def spectra(axes: Axes, blocks: Sequence[Mapping[str, Any]], title: str = "Spect
     colours = colormaps[SEQUENCE](np.linspace(0, 0.92, max(len(shown), 1)))
     for block, colour in zip(shown, colours, strict=False):
         values = block["spectrum"]
-        axes.plot(
-            range(1, len(values) + 1), values, color=colour, label=short(block["block"]), marker=".", markersize=4
-        )
+        places = range(1, len(values) + 1)
+        axes.plot(places, values, color=colour, label=short(block["block"]), marker=".", markersize=4)
     axes.set_title(title)
-    axes.set_xlabel("singular value")
-    axes.set_ylabel("against the largest")
+    axes.set_xlabel("singular value, the largest first")
+    axes.set_ylabel("share of the largest")
     axes.set_ylim(0, 1.05)
+    _as_percent(axes)
     axes.grid(axis="y")
+    if not shown:
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "every change is zero or not known", ha="center", transform=axes.transAxes)
+        return
+    axes.set_xlim(left=0.8)
     axes.locator_params(axis="x", integer=True)
-    if shown:
-        axes.legend(fontsize=7, ncols=2, loc="best")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.02), borderaxespad=0.0)
+
+
+def _as_percent(axes: Axes) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def angles(axes: Axes, found: Mapping[str, Any]) -> None:
@@ -58,8 +69,9 @@ def angles(axes: Axes, found: Mapping[str, Any]) -> None:
         axes.stairs(share, edges, fill=True, alpha=0.35, color=COLOURS[f"{side}s"], label=label)
         axes.stairs(share, edges, color=COLOURS[f"{side}s"], linewidth=1.5)
     axes.set_title("Principal angles")
-    axes.set_xlabel("degrees: 0 is the same direction, 90 has nothing in common")
-    axes.set_ylabel("share")
+    axes.set_xlabel("degrees: at 0 the directions are the same, at 90 they have nothing in common")
+    axes.set_ylabel("share of the directions")
+    _as_percent(axes)
     axes.set_xlim(0, 90)
     axes.set_xticks(range(0, 91, 15))
     axes.legend(fontsize=8, loc="upper center")
@@ -77,26 +89,29 @@ def mu_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], chosen: float | None
     mus = [inf if g == 1 else g / (1 - g) for g in shares]
     found = rho_by_component(rows)
     for colour, (component, rho) in zip(CYCLE, found.items(), strict=False):
-        name = f"{component}: " if len(found) > 1 else ""
-        axes.plot(shares, [matched_strength(rho, mu) for mu in mus], color=colour, label=f"{name}kept")
+        name = f"{component.replace('_', ' ')}: " if len(found) > 1 else ""
+        axes.plot(shares, [matched_strength(rho, mu) for mu in mus], color=colour, label=f"{name}kept of the subject")
         left = [rho**0.5 * kept_strength(mu) for mu in mus]
-        axes.plot(shares, left, color=colour, linestyle="--", label=f"{name}in the style's way")
+        axes.plot(shares, left, color=colour, linestyle="--", label=f"{name}still in the style's way")
     axes.set_title("What mu does")
     axes.set_xticks([1.0 if mu == inf else mu / (1 + mu) for mu in MUS], [f"{mu:g}" for mu in MUS])
-    axes.set_xlabel("mu")
+    axes.set_xlabel("mu: at 0 plain addition, at inf nothing is left in the style's directions")
     axes.set_ylabel("of the subject's norm")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.05)
+    _as_percent(axes)
     axes.grid(axis="y")
     if chosen is not None:
-        axes.axvline(1.0 if chosen == inf else chosen / (1 + chosen), color="#333333", linewidth=1, linestyle=":")
-    axes.legend(fontsize=7, loc="center right")
+        place = 1.0 if chosen == inf else chosen / (1 + chosen)
+        axes.axvline(place, color=QUIET, linewidth=1, linestyle=":")
+        axes.text(min(place + 0.01, 0.9), 1.06, f"mu = {chosen:g}", fontsize=7, color=QUIET)
+    axes.legend(fontsize=7, loc="best")
 
 
 def rho_by_component(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Component -> share of the subject inside the style's directions, energies summed over modules."""
     energies: dict[str, list[float]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: model_order(row["module"])):
         whole = row["subject_norm"] ** 2
         found = energies.setdefault(row["module"].partition(".")[0], [0.0, 0.0])
         found[0] += row["rho"] * whole

@@ -1,13 +1,12 @@
 "use strict";
 // A click on a column's head sorts by it; another one turns the order round. Numbers by size, empty cells last.
-for (const head of document.querySelectorAll("th button")) {
+for (const head of document.querySelectorAll("thead th button")) {
   head.addEventListener("click", () => {
     const cell = head.parentElement, table = cell.closest("table"), body = table.tBodies[0];
-    const column = cell.cellIndex, turned = cell.getAttribute("aria-sort") === "descending";
+    const column = cell.cellIndex, now = cell.getAttribute("aria-sort");
     const numeric = cell.classList.contains("number");
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-    const up = numeric ? turned : cell.dataset.up !== "yes";
-    cell.dataset.up = up ? "yes" : "no";
+    const up = numeric ? now === "descending" : now !== "ascending";
     cell.setAttribute("aria-sort", up ? "ascending" : "descending");
     const value = row => {
       const found = row.cells[column].dataset.value;
