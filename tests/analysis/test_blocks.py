@@ -8,7 +8,7 @@ import re
 import pytest
 
 from nplora import layouts
-from nplora.analysis.blocks import coarse_blocks, model_order, split_block
+from nplora.analysis.blocks import coarse_blocks, columns, model_order, role_order, split_block
 
 ORDER = [
     "unet.conv_in", "unet.down_blocks.0.resnets.0.conv1", "unet.down_blocks.0.attentions.0.proj_in",
@@ -52,3 +52,33 @@ def test_every_model_falls_into_few_coarse_blocks_and_every_order_is_total(base:
     assert len(set(found.values())) <= 16
     assert all(name.startswith(re.sub(r"\d+-\d+$", "", block)) for name, block in found.items())
     assert len(sorted(names, key=model_order)) == len(names)
+
+
+def test_blocks_that_are_many_and_alike_are_taken_together() -> None:
+    layout = layouts.load("flux1")
+    names = [f"transformer.{name}" for name in layout.modules("transformer")]
+    found = list(dict.fromkeys(coarse_blocks(names).values()))
+    assert "transformer.transformer_blocks.0-3" in found
+    assert found[-1].startswith("transformer.single_transformer_blocks.")
+    assert len(found) == 16
+    layers = [f"unknown.model.layers.{index}.self_attn.q_proj" for index in (14, 15, 16)]
+    assert set(coarse_blocks(layers).values()) == {f"unknown.model.layers.{index}" for index in (14, 15, 16)}
+
+
+def test_a_layer_of_a_unet_is_one_column() -> None:
+    block = "unet.down_blocks.1"
+    found = columns([f"{block}.resnets.0", f"{block}.attentions.0", f"{block}.attentions.0.transformer_blocks.0",
+                     f"{block}.attentions.0.transformer_blocks.1", f"{block}.downsamplers.0"])  # fmt: skip
+    first, second = (f"{block}.attentions.0.transformer_blocks.{index}" for index in (0, 1))
+    assert found == {f"{block}.resnets.0": first, f"{block}.attentions.0": first, first: first, second: second,
+                     f"{block}.downsamplers.0": second}  # fmt: skip
+    assert columns(["transformer.blocks.3"]) == {"transformer.blocks.3": "transformer.blocks.3"}
+
+
+def test_roles_stand_as_data_flows() -> None:
+    roles = ["proj_out", "ff_context.net.0.proj", "attn.to_v", "attn.to_k", "attn.to_q", "attn.to_out.0", "norm.linear"]
+    assert sorted(roles, key=role_order) == [
+        "norm.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff_context.net.0.proj", "proj_out"
+    ]  # fmt: skip
+    layers = ["mlp.down_proj", "self_attn.o_proj", "self_attn.v_proj", "self_attn.k_proj", "self_attn.q_proj"]
+    assert sorted(layers, key=role_order) == layers[::-1]

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nplora
-from making import CONVOLUTIONS, SD15, TEXT, make, numbers, write
-from nplora.analysis.intruders import against_parts, find_intruders, likeness
+from making import CONVOLUTIONS, SD15, TEXT, key_stem, make, numbers, tensors, write
+from nplora.analysis.frames import leading_of
+from nplora.analysis.intruders import against_parts, compare_with_base, find_intruders, likeness
 from nplora.errors import InputError
 from nplora.reading.base import BaseModel
 
@@ -127,6 +128,61 @@ def test_another_model_is_refused(base: BaseModel, tmp_path: Path) -> None:
     write(tmp_path / "other.safetensors", {"x.weight": numbers(1, "x", (3, 3))})
     with pytest.raises(InputError, match="holds none of the adapter's modules"):
         find_intruders(adapter, BaseModel(tmp_path / "other.safetensors"))
+
+
+def test_several_at_once_are_what_each_is_alone(base: BaseModel, tmp_path: Path) -> None:
+    modules = {**SD15, **CONVOLUTIONS}
+    paths = [make(tmp_path / f"{seed}.safetensors", modules=modules, seed=seed, rank=8 * seed) for seed in (1, 2)]
+    write(tmp_path / "wrong.safetensors", {f"{key}.lora_{side}.weight": np.ones(shape, np.float32)
+                                           for key in ("lora_unet_conv_in",) for side, shape in
+                                           (("up", (3, 1)), ("down", (1, 3)))})  # fmt: skip
+    paths.append(tmp_path / "wrong.safetensors")
+    adapters = [nplora.load(path) for path in paths]
+    found = compare_with_base(adapters, base)
+    assert [found[index] for index in (0, 1)] == [find_intruders(adapter, base) for adapter in adapters[:2]]
+    assert isinstance(found[2], InputError)  # it does not keep the others from being told
+    assert found[0]["at"]["0.5"] == found[0]["intruders"]
+    assert list(found[0]["at"].values()) == sorted(found[0]["at"].values())
+
+
+def test_dora_is_compared_by_its_exact_update(base: BaseModel, tmp_path: Path) -> None:
+    arrays = tensors(modules=SD15, seed=1, dtype="F32")
+    for name, shape in SD15.items():
+        arrays[f"{key_stem(name, 'kohya')}.dora_scale"] = 0.1 + np.abs(numbers(1, name, (shape[0], 1))).astype(
+            np.float32
+        )
+    adapter = nplora.load(write(tmp_path / "dora.safetensors", arrays))
+    exact = nplora.expand(adapter, base)
+    found = find_intruders(adapter, base)
+    assert found["missing"] == []
+    for row in found["modules"]:
+        W_0 = weight_of(row["module"], SD15[row["module"]]).astype(np.float64)
+        W = W_0 + exact[row["module"]].update.delta()
+        assert row["cosines"] == pytest.approx(by_definition(W_0, W, 10), abs=2e-4)
+
+
+def test_a_base_that_stores_its_weights_transposed(tmp_path: Path) -> None:
+    W_0 = weight(5, 24, 40)
+    names = {"transformer.h.0.attn.c_attn": (24, 40)}
+    folder = make(tmp_path / "peft", "peft", {f"x.{name}": shape for name, shape in names.items()}, seed=1, rank=2)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": True}))
+    model = BaseModel(write(tmp_path / "gpt2.safetensors", {"transformer.h.0.attn.c_attn.weight": W_0.T.copy()}))
+    adapter = nplora.load(folder)
+    (row,) = find_intruders(adapter, model)["modules"]
+    (module,) = adapter.values()
+    assert row["cosines"] == pytest.approx(by_definition(W_0, W_0 + module.update.delta(), 10), abs=2e-4)
+
+
+@given(st.integers(60, 120), st.integers(1, 6), st.integers(0, 100))
+def test_lanczos_finds_what_the_whole_matrix_holds(n: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    diagonal, P = np.sort(rng.random(n)) ** 4, rng.standard_normal((n, k)) / 4
+    S = rng.standard_normal((k, k))
+    values, vectors = leading_of(diagonal, P, S + S.T, 5)
+    wanted, Y = np.linalg.eigh(np.diag(diagonal) + P @ (S + S.T) @ P.T)
+    assert np.allclose(values, wanted[::-1][:5], atol=1e-9)
+    assert np.allclose(np.abs(np.sum(vectors * Y[:, ::-1][:, :5], axis=0)), 1.0, atol=1e-6)
 
 
 @pytest.mark.consumer

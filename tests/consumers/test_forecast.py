@@ -210,6 +210,36 @@ def test_sd_scripts_reads_its_own_names_only(tmp_path):
     assert other.sentence == "sd-scripts takes none of the 8 keys."
 
 
+def test_sd_scripts_makes_no_module_for_an_alpha_alone(tmp_path):
+    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    parts = {"w1_a": (320, 2), "w1_b": (2, 320), "w2_a": (320, 2), "w2_b": (2, 320)}
+    state = {f"{stem}.hada_{part}": torch.ones(shape) for part, shape in parts.items()}
+    save_file(state | {f"{stem}.alpha": torch.tensor(2.0)}, tmp_path / "x.safetensors")
+    assert forecast(nplora.load(tmp_path / "x.safetensors"), "kohya").taken == ()
+
+
+def with_magnitudes(spec) -> dict[str, torch.Tensor]:
+    """A kohya file whose modules have magnitudes beside them, but for one."""
+    state = kohya(spec)
+    ups = [key for key in state if key.endswith(".lora_up.weight")][1:]
+    return state | {key.replace("lora_up.weight", "dora_scale"): torch.ones(len(state[key]), 1) for key in ups}
+
+
+def test_dora_without_its_magnitude_is_another_adapter(tmp_path):
+    state = with_magnitudes(random_spec("sd15-wide", ATTENTION + ".*attn1", alpha=4.0, ranks=(4,)))
+    save_file(state, tmp_path / "x.safetensors")
+    adapter = nplora.load(tmp_path / "x.safetensors")
+    factors = {key for key in state if ".lora_" in key}
+    for program in ("diffusers", "kohya"):
+        found = forecast(adapter, program)
+        assert set(found.dropped) == {key for key in state if key.endswith("dora_scale")}
+        scaled = {key.removesuffix(".dora_scale") for key in found.dropped}
+        assert set(found.changed) == {key for key in factors if key.partition(".lora_")[0] in scaled}
+    got = effective_deltas(tiny_pipeline("sd15-wide"), tmp_path / "x.safetensors", tolerate=ANY)
+    plain = nplora.expand(adapter, None, "ignore")
+    assert all(not is_wrong(got[name], plain[name].delta()) for name in plain)
+
+
 def test_an_unknown_program_is_named(tmp_path):
     save_file(kohya(random_spec("sd15-wide", ATTENTION, ranks=(4,))), tmp_path / "x.safetensors")
     with pytest.raises(UsageError, match="no such program"):

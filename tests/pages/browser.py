@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")  # as in the Makefile
-DESK, PHONE = (1280, 900), (375, 812)
+DESK, PHONE = (1280, 900), (390, 844)
 
 
 def program() -> str | None:
@@ -51,12 +51,12 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
-def look(browser: Any, path: Path, size: tuple[int, int]) -> Seen:
-    """Open a file in a window of this size; a phone's window also has a phone's pixels and touch."""
+def look(browser: Any, path: Path, size: tuple[int, int], scheme: str = "light") -> Seen:
+    """Open a file in a window of this size; a phone's window also has a phone's pixels and touch. Scheme: or "dark"."""
     phone = size == PHONE
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, device_scale_factor=2 if phone else 1, is_mobile=phone,
-        has_touch=phone,
+        has_touch=phone, color_scheme=scheme,
     )  # fmt: skip
     seen = Seen(context.new_page())
     seen.page.on("request", lambda request: seen.asked.append(request.url))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nplora
-from making import SD15, make
+from making import SD15, make, numbers, write
 from nplora.analysis.comparison import compare
 from nplora.analysis.family import relate
 from nplora.analysis.inspection import describe
@@ -141,3 +141,25 @@ def test_a_grid_has_holes_where_blocks_differ() -> None:
 def test_colours_are_okabe_and_ito_s() -> None:
     palette = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"}
     assert {*COLOURS.values(), *CYCLE} <= palette
+
+
+def test_a_page_tells_what_a_terminal_tells(tmp_path: Path, command: Command) -> None:
+    """NaN, zero modules, dead ranks and strange keys stand on the page too."""
+    make("odd.safetensors", seed=1, size=np.nan, extra={"embedding": np.ones(3, np.float32)})
+    ran = command("inspect odd.safetensors --html odd.html")
+    text = (tmp_path / "odd.html").read_text(encoding="utf-8")
+    for part in ("(NaN or infinite)", "1 key in no module: embedding", "F16 ("):
+        assert part in ran.out, part
+        assert part in text, part
+
+
+def test_a_report_beside_the_base_counts_intruders(written: Path, command: Command, tmp_path: Path) -> None:
+    for name in ("cat", "ink", "fused"):
+        Path(f"{name}.safetensors").write_bytes((written / f"{name}.safetensors").read_bytes())
+    weights = {f"{name.removeprefix('unet.')}.weight": numbers(5, name, shape).astype(np.float32)
+               for name, shape in SD15.items()}  # fmt: skip
+    write(tmp_path / "model.safetensors", weights)
+    assert command("report fused.safetensors --base model.safetensors").status == 0
+    text = (tmp_path / "fused.safetensors.html").read_text(encoding="utf-8")
+    assert "Intruder dimensions" in text
+    assert all(f"<dt>{name}.safetensors</dt>" in text for name in ("cat", "ink", "fused"))

@@ -101,11 +101,13 @@ def columns(blocks: Iterable[str]) -> dict[str, str]:
         stage, kind, index, rest = _split(block)
         if kind in _KINDS and not rest:
             found[block] = max(layers[stage, index], key=lambda other: (other.count("."), -listed.index(other)))
-        elif kind.endswith("samplers") and stage in stages:
-            found[block] = stages[stage][-1]
         else:
             found[block] = block
-    return {block: found[home] for block, home in found.items()}
+    for block in listed:
+        stage, kind, _, _ = _split(block)
+        if kind.endswith("samplers") and stage in stages:  # it closes the stage
+            found[block] = next(other for other in reversed(stages[stage]) if found[other] == other)
+    return found
 
 
 def _split(block: str) -> tuple[str, str, str, str]:

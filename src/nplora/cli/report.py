@@ -19,10 +19,17 @@ EXAMPLES = (
 @click.command(cls=Command, examples=EXAMPLES, short_help="Write a page on a fused file: what the fusion did, and why.")
 @click.argument("output", type=FILE)
 @click.argument("adapters", type=FILE, nargs=-1, metavar="[SUBJECT STYLE ...]")
+@click.option(
+    "--base", type=FILE, metavar="MODEL",
+    help="Count intruder dimensions of the inputs and of the result against this base model: a checkpoint or a "
+    "diffusers folder.",
+)  # fmt: skip
 @HTML
 @OVERWRITE
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing where all is well.")
-def command(output: str, adapters: tuple[str, ...], html: str | None, overwrite: bool, quiet: bool) -> None:
+def command(
+    output: str, adapters: tuple[str, ...], base: str | None, html: str | None, overwrite: bool, quiet: bool
+) -> None:
     """Write a page on OUTPUT, a file that nplora has fused; by default OUTPUT.html beside it.
 
     The recipe in its header says how it was made; its inputs are looked for beside it and in the current folder, or
@@ -36,7 +43,7 @@ def command(output: str, adapters: tuple[str, ...], html: str | None, overwrite:
     from ..pages.retelling import retell
 
     with Progress("looking", quiet=quiet) as progress:
-        told = retell(output, *adapters, progress=progress)
-    write(fusion_page(told.report, told.outcome, told.pair), path)
+        told = retell(output, *adapters, base=base, progress=progress)
+    write(fusion_page(told.report, told.outcome, told.pair, told.counted), path)
     if not quiet:
         say(paragraph(f"{told.report['sentence']} {told.report['advice']}".strip()), facts([("page", path)]))

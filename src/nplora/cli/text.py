@@ -107,6 +107,6 @@ def write_json(path: str, data: Any) -> None:
 
 
 __all__ = [
-    "LABEL", "as_json", "count", "facts", "paragraph", "printable", "say", "size", "some", "spread", "three", "width",
-    "write_json",
+    "LABEL", "as_json", "count", "drawable", "facts", "paragraph", "printable", "say", "size", "some", "spread",
+    "three", "width", "write_json",
 ]  # fmt: skip

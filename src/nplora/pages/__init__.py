@@ -26,12 +26,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that a reader sorts by a click on its head; the first `left` columns are words."""
+    """A table that a reader sorts by a click on its head; a column stands to the right where its cells are numbers."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    left: int = 1
     caption: str = ""
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Of each column, whether it holds numbers (or nothing at all)."""
+        return tuple(not any(isinstance(row[i].value, str) for row in self.rows) for i in range(len(self.columns)))
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,9 @@ def words(text: str) -> Cell:
     return Cell(text, text)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], left: int = 1, caption: str = "") -> Table:
-    """A table of cells."""
-    return Table(tuple(columns), tuple(tuple(row) for row in rows), left, caption)
+def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str = "") -> Table:
+    """A table of cells; the first of each row says what the row is about."""
+    return Table(tuple(columns), tuple(tuple(row) for row in rows), caption)
 
 
 def file_name(path: str) -> str:

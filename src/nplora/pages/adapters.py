@@ -36,15 +36,15 @@ def inspect_page(descriptions: Sequence[Data]) -> Page:
     if len(descriptions) == 1:
         return _one(descriptions[0])
     rows = [_line(description) for description in descriptions]
-    columns = ("file", "base", "kind", "trigger words", "what is odd", "modules", "rank", "effective rank", "norm")
-    sections = [Section(f"{len(rows)} adapters", (RANKS, NORM), table=table(columns, rows, 5))]
+    columns = ("file", "base", "kind", "modules", "rank", "effective rank", "norm", "trigger words", "what is odd")
+    sections = [Section(f"{len(rows)} adapters", (RANKS, NORM), table=table(columns, rows))]
     asked = [(overview(d)["name"], found) for d in descriptions for found in d.get("for", ())]
     if asked:
         lines = [(words(name), words(found["program"]), words(found["sentence"]), words(telling.because(found)),
                   whole(found["taken"]), whole(found["keys"])) for name, found in asked]  # fmt: skip
         heads = ("file", "program", "what it does", "because", "keys taken", "keys in the file")
         checked = dict.fromkeys(f"{found['program']}: known from {found['checked']}." for _, found in asked)
-        sections.append(Section("What programs will take", tuple(checked), table=table(heads, lines, 4)))
+        sections.append(Section("What programs will take", tuple(checked), table=table(heads, lines)))
     counted = [(overview(d)["name"], d["intruders"]) for d in descriptions if "intruders" in d]
     sections += [intruders(counted)] if counted else []
     return Page("Adapters side by side", (), tuple(sections))
@@ -75,9 +75,9 @@ def intruders(counted: Sequence[tuple[str, Data]]) -> Section:
 def _line(description: Data) -> list[Any]:
     row = overview(description)
     return [
-        words(row["name"]), words(row["base"]), words(row["kind"]), words(", ".join(row["trigger_words"]) or "-"),
-        words("; ".join(row["odd"]) or "-"), whole(row["modules"]), whole(row["rank"]), number(row["effective_rank"]),
-        number(row["norm"]),
+        words(row["name"]), words(row["base"]), words(row["kind"]), whole(row["modules"]), whole(row["rank"]),
+        number(row["effective_rank"]), number(row["norm"]), words(", ".join(row["trigger_words"]) or "-"),
+        words("; ".join(row["odd"]) or "-"),
     ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _one(description: Data) -> Page:
     sections += [intruders([("", description["intruders"])])] if "intruders" in description else []
     columns = ("module", "kind", "scale known from", "rank", "scale", "effective rank", "stable rank", "dead", "norm")
     rows = [_detail(detail) for detail in details]
-    sections.append(Section("Every module", table=table(columns, rows, 3), folded=len(rows) > 40))
+    sections.append(Section("Every module", table=table(columns, rows), folded=len(rows) > 40))
     return Page(overview(description)["name"], (sentence(description),), tuple(sections))
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..methods import find_method
+from ..parameters import COMMON, STYLE_STRENGTH, SUBJECT_STRENGTH
 from ..plots import figures
 from . import Page, Section, figure, file_name, number, table, words
+from .adapters import intruders
 from .pairs import of_pair
 
 Data = Mapping[str, Any]
 
 
-def fusion_page(report: Data, outcome: Data, pair: Data | None = None) -> Page:
+def fusion_page(
+    report: Data, outcome: Data, pair: Data | None = None, counted: Sequence[tuple[str, Data]] = ()
+) -> Page:
     """The page of a fusion.
 
     Args:
         report: from `Fusion.save` or `Fusion.report`.
         outcome: from `nplora.analysis.outcome.outcome`.
         pair: from `nplora.analysis.comparison.compare`, for two inputs.
+        counted: names of the inputs and of the result with their intruder dimensions, where a base model was at hand.
     """
     name = file_name(str(report.get("output", "A fusion")))
     lead = tuple(text for text in (f"{report['sentence']} {report['advice']}".strip(), _summary(outcome)) if text)
@@ -33,6 +39,7 @@ def fusion_page(report: Data, outcome: Data, pair: Data | None = None) -> Page:
                                 table=_blocks(outcome)))  # fmt: skip
     if pair is not None:
         sections += of_pair(pair)
+    sections += [intruders([(file_name(name), found) for name, found in counted])] if counted else []
     lost = report["left_out"]
     rows = [[words(key), words(why)] for key, why in lost.items()]
     said = (
@@ -40,7 +47,7 @@ def fusion_page(report: Data, outcome: Data, pair: Data | None = None) -> Page:
         if lost
         else "Every key of the inputs is in the result."
     )
-    listed = table(("key", "why"), rows, 2) if rows else None
+    listed = table(("key", "why"), rows) if rows else None
     sections.append(Section("Keys", (said,), table=listed, folded=len(rows) > 20))
     return Page(name, lead, tuple(sections))
 
@@ -61,17 +68,28 @@ def _recipe(report: Data) -> tuple[tuple[str, str], ...]:
         (role, f"{file_name(entry['file'])} ({entry['base']}, {entry['modules']} modules)")
         for role, entry in report["inputs"].items()
     ]
-    given = (
-        f"{name} {_said(value)}" for name, value in report["parameters"].items() if value not in (None, False, "auto")
-    )
-    rows += [("method", str(report["method"])), ("parameters", ", ".join(given))]
+    rows += [("method", str(report["method"])), ("parameters", ", ".join(_given(report)))]
     rows += [(f"{role} words", ", ".join(found)) for role, found in report["trigger_words"].items() if found]
     if "format" in report:
         rows.append(("written as", str(report["format"])))
     return (*rows, *(("note", note) for note in report["notes"]))
 
 
+def _given(report: Data) -> list[str]:
+    """The strengths, the method's own parameters, and whatever is not as it is by default."""
+    found = find_method(report["method"])
+    defaults = {parameter.name: parameter.default for parameter in (*COMMON, *found.parameters)}
+    shown = {parameter.name for parameter in (SUBJECT_STRENGTH, STYLE_STRENGTH, *found.parameters)}
+    return [
+        f"{name.replace('_', ' ')} {file_name(value) if name == 'base' else _said(value)}"
+        for name, value in report["parameters"].items()
+        if value not in (None, False) and (name in shown or value != defaults.get(name))
+    ]
+
+
 def _said(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -116,7 +116,7 @@ def family_page(found: Data) -> Page:
         Section("Groups", facts=tuple(relatives(found))),
         Section("Who belongs to whom", (MATRICES,), figure=figure(figures.of_family(found)),
                 figure_says="two matrices of all adapters against each other"),
-        Section("The adapters", table=table(heads, rows, 5)),
-        Section("Every pair", (f"From {len(found['modules'])} modules of the model.",), table=table(columns, pairs, 2),
+        Section("The adapters", table=table(heads, rows)),
+        Section("Every pair", (f"From {len(found['modules'])} modules of the model.",), table=table(columns, pairs),
                 folded=len(pairs) > 40),
     ))  # fmt: skip

@@ -23,6 +23,7 @@ COLOURS = {
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SEQUENCE = "cividis"  # even steps for every kind of sight
 INK, QUIET, LINE, ABSENT, PAPER = "#1d1f21", "#5f6368", "#d9dce0", "#e6e8eb", "#ffffff"
+READABLE = 0.8  # of its size: below it, the text of a figure is too small
 # What these are called in pages/templates/page.css, where a dark screen has others.
 VARIABLES = {INK: "ink", QUIET: "quiet", LINE: "line", ABSENT: "absent", PAPER: "paper", "#000000": "ink"}
 STYLE: Any = {
@@ -75,7 +76,8 @@ def as_svg(figure: Figure) -> str:
     stream = StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(stream, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue().partition("<svg")[2].join(("<svg", ""))
+    least = f'<svg style="min-width: {READABLE * 96 * figure.get_figwidth():.0f}px"'  # a phone scrolls sideways instead
+    text = least + stream.getvalue().partition("<svg")[2]
     for colour, name in VARIABLES.items():
         text = text.replace(colour, f"var(--{name}, {colour})")
     return text
