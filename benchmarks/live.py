@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # PEFT's, about two adapters in one model
+    torch.set_num_threads(1)  # the factors are small: threads wait for each other
     before = load_average()
     shell = model(asked.share, asked.rank, getattr(torch, asked.dtype))
     layers = sum(isinstance(layer, LoraLayer) for layer in shell.modules())

@@ -100,10 +100,10 @@ def grams(B_c: Array, A_c: Array, B_s: Array, A_s: Array, up_condition: float = 
 
 
 def inner_products(P: Array, Q: Array) -> Array:
-    """``P Q^T`` (..., p, q) in float64 from long rows (..., p, n) and (..., q, n), in pieces where that is faster."""
+    """``P Q^T`` (..., p, q) in float64 from long rows (..., p, n), (..., q, n); NumPy in pieces if that is faster."""
     xp, length = namespace(P), P.shape[-1]
     width = SMALL_PRODUCT // (P.shape[-2] * Q.shape[-2])
-    if width < SHORTEST_PIECE or length == 0:
+    if width < SHORTEST_PIECE or length == 0 or type(P).__module__ != "numpy":
         return double(P @ transpose(Q))
     width = -(-length // -(-length // width))  # pieces of equal length
     pieces = ((..., slice(start, start + width)) for start in range(0, length, width))
