@@ -243,7 +243,7 @@ def _heard(match: Match, strengths: Strengths, left_out: LeftOut) -> tuple[Membe
     return tuple(members)
 
 
-def alone(adapter: Adapter, **options: object) -> Fusion:
+def alone(adapter: Adapter, progress: Progress | None = None, /, **options: object) -> Fusion:
     """One adapter (or some components of it) at strength 1 as a fusion: what it takes to write it in another format.
 
     With a base model, kinds that depend on it are written out as what they add.
@@ -267,8 +267,9 @@ def alone(adapter: Adapter, **options: object) -> Fusion:
     require_reached(overrides, modules)
     notes = (*adapter.notes, *_unused(base))
     return Fusion(
-        inputs, None, values, Strengths({"subject": 1.0}), modules, left_out, notes, base=base, overrides=overrides
-    )
+        inputs, None, values, Strengths({"subject": 1.0}), modules, left_out, notes, progress, base=base,
+        overrides=overrides,
+    )  # fmt: skip
 
 
 def convert(
@@ -278,6 +279,7 @@ def convert(
     format: str = "same",
     dtype: str = "same",
     overwrite: bool = False,
+    progress: Progress | None = None,
     **options: object,
 ) -> dict[str, Any]:
     """Write an adapter in another format; its product B A is the same in every module.
@@ -287,6 +289,7 @@ def convert(
         path: a ``.safetensors`` file, or a folder for the peft format.
         format, dtype: as in `fuse`.
         overwrite: replace an existing output.
+        progress: called with (modules done, modules in all) where something is computed.
         **options: components, base, dora, rank, energy, error, overrides, as in `fuse`.
 
     Returns:
@@ -295,7 +298,8 @@ def convert(
     Raises:
         OutputError: it cannot be written; nothing is changed then.
     """
-    return save_fusion(made(alone(adapter, format=_known(format), **options), path), path, format, dtype, overwrite)
+    fusion = alone(adapter, progress, format=_known(format), **options)
+    return save_fusion(made(fusion, path), path, format, dtype, overwrite)
 
 
 def _known(format: str) -> str | None:

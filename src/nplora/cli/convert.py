@@ -12,6 +12,7 @@ from ..parameters import BASE, COMPONENTS, DORA, DTYPE, ENERGY, ERROR, FORMAT, O
 from .command import FILE, Command
 from .fuse import compressed, left_out
 from .options import take, with_parameters
+from .progress import Progress
 from .targets import after_writing, name_without_suffix, require_free
 from .text import as_json, count, facts, paragraph, say, size, write_json
 
@@ -58,7 +59,8 @@ def command(
     if report is not None:
         require_free(report, (adapter, output), overwrite)
     loaded = load(adapter)
-    done = convert(loaded, output, overwrite=overwrite, **asked)
+    with Progress("converting", quiet=quiet) as progress:
+        done = convert(loaded, output, overwrite=overwrite, progress=progress, **asked)
     if report is not None:
         with after_writing(output):
             write_json(report, done)

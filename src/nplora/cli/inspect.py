@@ -71,12 +71,15 @@ def command(
         raise click.UsageError("--plot draws one adapter; --html shows several side by side.")
     require_targets(plot, html, tuple(paths), overwrite)
     loaded, status = load_all(paths)
-    found, model = [], None if base is None else base_model(base)
+    found: list[dict[str, Any]] = []
+    model = None if base is None else base_model(base)
     for adapter, compared in zip(loaded.values(), against_base(list(loaded.values()), model, json_), strict=True):
         try:
             if isinstance(compared, NploraError):
                 raise compared
-            found.append(describe(adapter, model) | foretell(adapter, programs) | compared)
+            with Progress("looking", quiet=json_) as progress:
+                progress(len(found), len(loaded), name_of({"file": adapter.path}))
+                found.append(describe(adapter, model) | foretell(adapter, programs) | compared)
         except NploraError as error:
             if len(paths) == 1:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,23 +11,30 @@ PATIENCE = 1.0  # seconds before a bar appears
 
 
 class Progress:
-    """Called with (done, in all, perhaps a note); draws on a terminal, once `PATIENCE` has passed with work left."""
+    """Called with (done, in all, perhaps a note); draws on a terminal, once `PATIENCE` has passed.
+
+    Work that has not told yet how much there is shows a bar that only moves.
+    """
 
     def __init__(self, title: str, *, quiet: bool = False) -> None:
         self.title = title
         self._wanted = not quiet and sys.stderr.isatty()
-        self._start = time.monotonic()
+        self._lock = threading.Lock()
+        self._latest: tuple[int, int | None, str] = (0, None, "")
         self._bar: Any = None
         self._task: Any = None
+        self._timer: threading.Timer | None = None
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        if self._bar is None:
-            if not self._wanted or done == total or time.monotonic() - self._start < PATIENCE:
-                return
-            self._open(total)
+        self._latest = (done, total, note)
+        if self._bar is not None:
+            self._show()
+
+    def _show(self) -> None:
+        done, total, note = self._latest
         self._bar.update(self._task, completed=done, total=total, description=f"{self.title} {note}".rstrip())
 
-    def _open(self, total: int) -> None:
+    def _open(self) -> None:
         from rich import progress as rich
         from rich.console import Console
 
@@ -35,15 +42,29 @@ class Progress:
             rich.TextColumn("{task.description}"), rich.BarColumn(40),
             rich.MofNCompleteColumn(), rich.TimeRemainingColumn(),
         )  # fmt: skip
-        self._bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
-        self._bar.start()
-        self._task = self._bar.add_task(self.title, total=total)
+        with self._lock:
+            if self._timer is None:  # the work ended meanwhile
+                return
+            bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = bar.add_task(self.title, total=None)
+            bar.start()
+            self._bar = bar
+            self._show()
 
     def __enter__(self) -> Self:
+        if self._wanted:
+            self._timer = threading.Timer(PATIENCE, self._open)
+            self._timer.daemon = True
+            self._timer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None

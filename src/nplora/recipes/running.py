@@ -151,7 +151,7 @@ def _made(single: Single, adapters: Mapping[str, Adapter], overwrite: bool) -> O
 
 def _fusion(single: Single, inputs: Mapping[str, Adapter]) -> Fusion:
     if single.method == "convert":
-        return alone(next(iter(inputs.values())), **single.parameters)
+        return alone(next(iter(inputs.values())), None, **single.parameters)
     # By place, not by the role's name in the recipe: the order is what says who is protected.
     options: dict[str, Any] = dict(single.parameters)
     given = [one.strength for one in single.inputs.values()]
