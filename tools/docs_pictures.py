@@ -19,7 +19,7 @@ FOX, GOLD = (f"{LORAS}/{name}.safetensors" for name in ("subject-fox-r4-shared",
 def draw() -> None:
     """The plots, by the commands that the page shows."""
     names = ("subject-fox-r4-own", "subject-fox-r4-shared", "subject-guitar-r4-own", "subject-guitar-r4-shared",
-             "style-gold-r4-shared", "style-papercut-r4-shared")  # fmt: skip
+             "style-gold-r4-shared", "style-thermal-r4-shared")  # fmt: skip
     family = [f"{LORAS}/{name}.safetensors" for name in names]
     for line in (
         ["inspect", GOLD, "--plot", f"{IMAGES}/inspect.png"],

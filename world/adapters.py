@@ -100,7 +100,7 @@ def run(job: Job, images: Path, pipeline: Path, folder: Path, steps: int | None)
     )
     last = trained.losses[-max(len(trained.losses) // 10, 1) :]
     final = round(sum(last) / len(last), 5)
-    notes.write_text(json.dumps(wanted | {"final_loss": final}, indent=1))
+    notes.write_text(json.dumps(wanted | {"final_loss": final}, indent=1) + "\n")
     return f"{job.file}: loss {final:.4f}"
 
 

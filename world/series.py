@@ -13,9 +13,9 @@ ARMS = ("shared", "own")
 RANKS = (4, 8)  # of every subject and style
 REPEATS = 3  # training seeds of every rank-4 LoRA
 SHIPPED_SUBJECTS = ("fox", "turtle", "guitar", "owl", "rocket", "umbrella")
-SHIPPED_STYLES = ("gold", "papercut", "thermal", "wood", "riso", "crayon", "night", "ink")
-SHIPPED_IN_BOTH_ARMS = (*SHIPPED_SUBJECTS, "gold", "papercut", "thermal", "wood")  # the other styles: own seed only
-WIDER = ("fox", "turtle", "gold", "papercut")  # also trained at ranks 16 and 32; shipped at rank 8
+SHIPPED_STYLES = ("gold", "thermal", "wood", "spotlight", "crayon", "night")  # of those that pass their gate
+SHIPPED_IN_BOTH_ARMS = (*SHIPPED_SUBJECTS, "gold", "thermal")  # the other styles: own seed only
+WIDER = ("fox", "turtle", "gold", "wood")  # also trained at ranks 16 and 32; the subjects ship at rank 8
 IN_ALL_FORMS = ("fox", "gold")  # shipped in kohya and PEFT form too (rank 4, shared arm)
 
 
@@ -49,7 +49,7 @@ class Job:
     @property
     def shipped(self) -> bool:
         """True when the repository carries this one."""
-        if self.name in WIDER and self.rank == 8:
+        if self.name in WIDER and self.rank == 8 and self.kind == "subject":
             return self.arm == "own" and self.repeat == 0
         carried = SHIPPED_IN_BOTH_ARMS if self.arm == "shared" else (*SHIPPED_SUBJECTS, *SHIPPED_STYLES)
         return self.name in carried and self.rank == 4 and self.repeat == 0

@@ -121,6 +121,21 @@ def test_the_card_states_what_was_measured():
     assert text.split(card.BEGIN)[1].split(card.END)[0] == card.tables(figures)
 
 
+def test_what_an_earlier_card_measured_of_this_base_stays_apart():
+    before = {
+        "base": {"sha256": "a"},
+        "loras": {"style-gold": "old", "style-ink": "old"},
+        "earlier": {"style-crt": "older"},
+    }
+    found = card.with_earlier({"loras": {"style-gold": "new"}}, before)
+    assert found == {
+        "base": {"sha256": "a"},
+        "loras": {"style-gold": "new"},
+        "earlier": {"style-crt": "older", "style-ink": "old"},
+    }
+    assert card.with_earlier({"base": {"sha256": "b"}}, before) == {"base": {"sha256": "b"}}
+
+
 def test_a_lora_is_trained_once_and_again_when_its_recipe_is_another(tmp_path):
     images, out = tmp_path / "images", tmp_path / "loras"
     images.mkdir()
