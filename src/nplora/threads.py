@@ -6,17 +6,24 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+_on_one_core: ContextVar[bool] = ContextVar("on_one_core", default=False)
+
+
+def stay_on_one_core() -> None:
+    """From now on `run_threads` starts none here: other processes have the other cores."""
+    _on_one_core.set(True)
 
 
 def run_threads(
     function: Callable[[Item], Outcome], items: Iterable[Item], workers: int
 ) -> Iterator[tuple[Item, Outcome]]:
     """Map over items on a few threads, in completion order; the first error stops the rest."""
-    if workers <= 1:
+    if workers <= 1 or _on_one_core.get():
         for item in items:
             yield item, function(item)
         return

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from ..errors import NploraError, OutputError
+from ..memory import keep_memory
 from . import COMMANDS
 from .group import invoke
 from .text import printable
@@ -19,22 +20,6 @@ UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 NEAR = 0.7  # how alike a wrong and a right option must be
 UNSAYABLE = (errno.ENOSPC, errno.EBADF, errno.EIO)  # of stdout: a full disk, a closed file, a lost terminal
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-
-
-def keep_memory() -> None:
-    """Have the C library keep freed batches instead of giving them back to the system after each.
-
-    With glibc's defaults a fusion spends a third of its time in page faults. Elsewhere nothing happens.
-    """
-    try:
-        from ctypes import CDLL
-
-        mallopt = CDLL(None).mallopt
-    except (ImportError, OSError, AttributeError, TypeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def prepare_streams() -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..checking.recipe import Source, require_source
-from ..errors import NploraError, OutputError
-from ..fusing import Fusion, alone, fuse
+from ..errors import NploraError
 from ..fusion.options import options_of
-from ..fusion.roles import roles
 from ..methods import known_methods
-from ..output.metadata import RECIPE, jsonable
-from ..output.report import written_values
 from ..parameters import (
     BASE,
     COMPONENTS,
@@ -34,29 +29,14 @@ from ..parameters import (
 )  # fmt: skip
 from ..reading.adapter import Adapter
 from ..reading.loading import load
-from ..storage import TensorFile
 from ..threads import run_threads
 from .expansion import Single, expand
+from .making import FailedError, Outcome, make
+from .processes import run_in, started, workers_for
 from .reading import Marks, at
 from .value import Recipe
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one fusion of a recipe.
-
-    Attributes:
-        single: the fusion. number: its place among the recipe's fusions.
-        made: False where an output of the same recipe stood there already.
-        report: as of `Fusion.save`; of an output that stood there already, what its header says came out.
-    """
-
-    single: Single
-    made: bool
-    report: Mapping[str, Any] = field(default_factory=dict)
-    number: int = 0
 
 
 def method_parameters(count: int = 2) -> dict[str, tuple[Parameter, ...]]:
@@ -108,20 +88,39 @@ def run_recipe(
                     )
                 except NploraError as error:
                     raise at(marks, single.place[role], error) from None
-    workers = os.cpu_count() or 1  # one fusion alone leaves cores idle while it plans and while the disk writes
-    numbered = list(enumerate(singles))
+    try:
+        with closing(_finished(singles, adapters, overwrite)) as finished:
+            for done, (number, outcome) in enumerate(finished, 1):
+                yield replace(outcome, single=singles[number], number=number)
+                if progress:
+                    progress(done, len(singles))
+    except FailedError as failed:
+        raise _placed(failed.error, singles[failed.number], marks) from None
 
-    def make(item: tuple[int, Single]) -> Outcome:
+
+def _finished(
+    singles: Sequence[Single], adapters: Mapping[str, Adapter], overwrite: bool
+) -> Generator[tuple[int, Outcome], None, None]:
+    """The fusions as they are done, in worker processes where that pays and can be, else on threads.
+
+    Raises:
+        FailedError: the first that went wrong.
+    """
+    count = workers_for(singles, adapters, overwrite)
+    if count:
+        with started(count) as workers:
+            if workers:
+                yield from run_in(workers, singles, adapters, overwrite)
+                return
+
+    def one(number: int) -> Outcome:
         try:
-            return _made(item[1], adapters, overwrite)
+            return make(singles[number], adapters, overwrite)
         except NploraError as error:
-            raise _placed(error, item[1], marks) from None
+            raise FailedError(number, error) from None
 
-    finished = run_threads(make, numbered, min(workers, len(singles)))
-    for done, ((number, _), outcome) in enumerate(finished):
-        yield replace(outcome, number=number)
-        if progress:
-            progress(done + 1, len(singles))
+    cores = os.cpu_count() or 1  # one fusion alone leaves cores idle while it plans and while the disk writes
+    yield from run_threads(one, range(len(singles)), min(cores, len(singles)))
 
 
 def _placed(error: NploraError, single: Single, marks: Marks | None) -> NploraError:
@@ -131,52 +130,3 @@ def _placed(error: NploraError, single: Single, marks: Marks | None) -> NploraEr
         return error
     plain = type(error)(error.problem, expected=error.expected, got=error.got, hint=error.hint)
     return at(marks, place, plain)
-
-
-def _made(single: Single, adapters: Mapping[str, Adapter], overwrite: bool) -> Outcome:
-    fusion = _fusion(single, {role: adapters[given.path] for role, given in single.inputs.items()})
-    if single.output.exists():
-        results = _results(single, fusion)
-        if results is not None:
-            return Outcome(single, made=False, report=results)
-        if not overwrite:
-            raise OutputError(
-                "there is an output already, and this recipe would not give it", file=single.output,
-                hint="Choose another name or folder, or add --overwrite.",
-            )  # fmt: skip
-    single.output.parent.mkdir(parents=True, exist_ok=True)
-    report = fusion.save(single.output, format=single.format, dtype=single.dtype, overwrite=overwrite)
-    return Outcome(single, made=True, report=report)
-
-
-def _fusion(single: Single, inputs: Mapping[str, Adapter]) -> Fusion:
-    if single.method == "convert":
-        return alone(next(iter(inputs.values())), None, **single.parameters)
-    # By place, not by the role's name in the recipe: the order is what says who is protected.
-    options: dict[str, Any] = dict(single.parameters)
-    given = [one.strength for one in single.inputs.values()]
-    if len(inputs) <= 2:
-        options |= {f"{role}_strength": strength for role, strength in zip(roles(len(inputs)), given, strict=True)}
-    elif any(strength != 1.0 for strength in given):  # rules for parts of the model come first
-        everywhere = tuple(f"{index}@*={strength!r}" for index, strength in enumerate(given, 1) if strength != 1.0)
-        options["strengths"] = (*(options.get("strengths") or ()), *everywhere)
-    return fuse(*inputs.values(), method=single.method, **options)
-
-
-def _results(single: Single, fusion: Fusion) -> dict[str, Any] | None:
-    """What the header of an existing output says came out, if this fusion made it from the same bytes."""
-    try:
-        found = json.loads(TensorFile(single.output).header.metadata[RECIPE])
-        same = found["method"] == single.method and found["parameters"] == _expected(single, fusion)
-        hashes = [source.get("sha256") for source in found["inputs"].values()]
-        if same and hashes == [adapter.file.sha256() for adapter in fusion.inputs.values() if adapter.file]:
-            return dict(found["results"])
-    except (NploraError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-    return None
-
-
-def _expected(single: Single, fusion: Fusion) -> dict[str, object]:
-    base = fusion.base.sha256() if fusion.base is not None and fusion.base.used else None
-    values = written_values(fusion, {"format": single.format, "dtype": single.dtype}, base)
-    return {name: jsonable(value) for name, value in values.items()}

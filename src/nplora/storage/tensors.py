@@ -75,10 +75,12 @@ class TensorFile:
         self.given = os.fspath(path)
         # What was learned about its tensors, by whoever looked at them: small, and never changed.
         self.learned: dict[Hashable, object] = {}
+        self._known_sha256: str | None = None
         self.path, self.config = _locate(self.given, Path(path))
         try:
             with open(self.path, "rb") as stream:  # the map outlives the stream
                 self.header: Header = read_header(stream, self.path)
+                self.identity = hashing.identity(stream.fileno())
                 self._digest = hashing.begun(stream.fileno())
                 self.map = self._digest.data if self._digest else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
                 self.size = len(self.map)
@@ -93,10 +95,27 @@ class TensorFile:
 
     def begin_sha256(self) -> None:
         """Compute the digest on a thread of its own, so that `sha256` finds it done."""
-        self._digest = self._digest or hashing.Digest(self.map)
+        if self._known_sha256 is None:
+            self._digest = self._digest or hashing.Digest(self.map)
+
+    def require_sha256(self, digest: str, identity: tuple[int, ...]) -> None:
+        """Take over what another process computed, where it had this very file before it; else compare.
+
+        Args:
+            digest: SHA-256 in hex. identity: of the file that it was computed of.
+
+        Raises:
+            InputError: the bytes are others.
+        """
+        if identity == self.identity:
+            self._known_sha256 = digest
+        elif self.sha256() != digest:
+            raise InputError("the file changed during the run", file=self.given, hint="Run it again.")
 
     def sha256(self) -> str:
         """SHA-256 of the whole file, in hex; computed once."""
+        if self._known_sha256 is not None:
+            return self._known_sha256
         self.begin_sha256()
         assert self._digest is not None
         return self._digest.result()
