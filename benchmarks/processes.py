@@ -1,8 +1,9 @@
-"""Whole `nplora` processes in CPU seconds: exact methods beside np, and a recipe's pairs beside single runs: README.md.
+"""Whole `nplora` runs in CPU seconds: exact methods beside np, and a recipe's pairs beside single runs: README.md.
 
 OPENBLAS_NUM_THREADS=1 python benchmarks/processes.py [--rounds 5] [--side 8] [--folder FOLDER] [--json FILE]
 
-CPU seconds (user and system) of one process from start to end, the commands in turns. Adapters are SDXL, rank 16.
+CPU seconds (user and system) of one run from start to end with all its processes, the commands in turns; of a recipe's
+pairs the seconds on the wall as well, which mean something on a quiet machine only. Adapters are SDXL, rank 16.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ NPLORA = (sys.executable, "-m", "nplora")
 
 @dataclass(frozen=True)
 class Row:
-    """One command: CPU seconds (of a batch: for each pair), and the ratio to what it is compared with."""
+    """One command: seconds (of a batch: for each pair), and the ratio to what it is compared with."""
 
     what: str
     seconds: float
@@ -41,12 +43,20 @@ class Row:
     goal: float | None = None
 
 
-def cpu_seconds(command: Sequence[str]) -> float:
-    """What a command takes of all cores together."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+@dataclass(frozen=True)
+class Taken:
+    """Seconds that a command took: of all cores together, and on the wall."""
+
+    cpu: float
+    wall: float
+
+
+def taken(command: Sequence[str]) -> Taken:
+    """Run a command and see what it took."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    after, end = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    return Taken(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, end - start)
 
 
 def in_turns(commands: Mapping[str, Sequence[str]], rounds: int, out: Path) -> dict[str, float]:
@@ -55,7 +65,7 @@ def in_turns(commands: Mapping[str, Sequence[str]], rounds: int, out: Path) -> d
     for number in range(rounds + 1):
         for name, command in commands.items():
             out.unlink(missing_ok=True)
-            seconds = cpu_seconds(command)
+            seconds = taken(command).cpu
             if number:
                 found[name].append(seconds)
     out.unlink(missing_ok=True)
@@ -84,13 +94,22 @@ def batch(folder: Path, side: int) -> list[Row]:
     subjects, styles = ([os.fspath(two[part]) for two in files] for part in (0, 1))
     recipe = {"inputs": {"subject": subjects, "style": styles}, "method": "np", "output": {"folder": "out"}}
     (work / "pairs.yaml").write_text(json.dumps(recipe))  # JSON is YAML
-    single = median(
-        cpu_seconds([*NPLORA, "fuse", one, two, "-o", str(work / f"{index}.safetensors")])
+    singles = [
+        taken([*NPLORA, "fuse", one, two, "-o", str(work / f"{index}.safetensors")])
         for index, (one, two) in enumerate(zip(subjects, styles, strict=True))
-    )
-    seconds = cpu_seconds([*NPLORA, "run", str(work / "pairs.yaml")]) / side**2
+    ]
+    together = taken([*NPLORA, "run", str(work / "pairs.yaml")])
     shutil.rmtree(work)
-    return [Row(f"{side * side} pairs, for each", seconds, "a single run", seconds / single, 1 / 3)]
+    return [
+        _beside(side**2, "CPU", together.cpu, [one.cpu for one in singles]),
+        _beside(side**2, "wall", together.wall, [one.wall for one in singles]),
+    ]
+
+
+def _beside(pairs: int, clock: str, seconds: float, singles: Sequence[float]) -> Row:
+    single = median(singles)
+    against = f"a single run ({single:.2f})"
+    return Row(f"{pairs} pairs, for each, {clock}", seconds / pairs, against, seconds / pairs / single, 1 / 3)
 
 
 def _numbered(index: int) -> Pair:
@@ -101,7 +120,7 @@ def _numbered(index: int) -> Pair:
 
 def show(rows: list[Row], busy: tuple[str, str]) -> None:
     """Print the rows and how busy the machine was."""
-    table = Table(title=f"SDXL, rank {RANK}: CPU seconds of whole processes", title_justify="left")
+    table = Table(title=f"SDXL, rank {RANK}: seconds of whole runs, CPU where nothing is said", title_justify="left")
     for column in ("what", "seconds", "against", "found", "goal", ""):
         table.add_column(column, justify="left" if column in {"what", "against", ""} else "right")
     for row in rows:
@@ -116,14 +135,14 @@ def show(rows: list[Row], busy: tuple[str, str]) -> None:
 def main() -> None:
     """Measure, print, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="of the methods")
+    parser.add_argument("--rounds", type=int, default=5, help="of the methods; 0 leaves them out")
     parser.add_argument("--side", type=int, default=8, help="subjects and styles of the batch; 0 leaves it out")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "nplora-bench")
     parser.add_argument("--json", type=Path, help="write the rows there as well")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     before = load_average()
-    rows = methods(options.folder, options.rounds)
+    rows = methods(options.folder, options.rounds) if options.rounds else []
     if options.side:
         rows += batch(options.folder, options.side)
     show(rows, (before, load_average()))
