@@ -13,7 +13,17 @@ ARMS = ("shared", "own")
 RANKS = (4, 8)  # of every subject and style
 REPEATS = 3  # training seeds of every rank-4 LoRA
 SHIPPED_SUBJECTS = ("fox", "turtle", "guitar", "owl", "rocket", "umbrella")
-SHIPPED_STYLES = ("gold", "thermal", "wood", "spotlight", "crayon", "night", "papercut", "riso", "ink")  # all pass their gate
+SHIPPED_STYLES = (
+    "gold",
+    "thermal",
+    "wood",
+    "spotlight",
+    "crayon",
+    "night",
+    "papercut",
+    "riso",
+    "ink",
+)  # all pass their gate
 SHIPPED_IN_BOTH_ARMS = (*SHIPPED_SUBJECTS, "gold", "thermal")  # the other styles: own seed only
 WIDER = ("fox", "turtle", "gold", "wood")  # also trained at ranks 16 and 32; the subjects ship at rank 8
 IN_ALL_FORMS = ("fox", "gold")  # shipped in kohya and PEFT form too (rank 4, shared arm)
