@@ -333,7 +333,8 @@ def _is_finite(*arrays: Any) -> bool:
 def energies(found: tuple[Grams, Result], batch: Sequence[Job]) -> list[Overlap]:
     """What a projection of a batch learned, module by module, from what `project` returned."""
     seen, result = found
-    subject, style = inner(seen.G_c, seen.H_c), inner(seen.G_s, seen.H_s)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite factors are told of by the caller
+        subject, style = inner(seen.G_c, seen.H_c), inner(seen.G_s, seen.H_s)
     overlaps = []
     for index, job in enumerate(batch):
         w_c, w_s = (factor**2 for factor in job.factors)
