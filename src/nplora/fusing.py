@@ -11,12 +11,12 @@ from .algebra.compression import Goal
 from .errors import InputError, UsageError
 from .fusion.fusable import require_count, require_fusable
 from .fusion.fused import Fused, FusedModule, Member, Progress
+from .fusion.jobs import Job
 from .fusion.leftovers import LeftOut
 from .fusion.merging import module_seed
 from .fusion.options import check_options, goal_of, options_of, require_goal
 from .fusion.overrides import Overrides, read_overrides, require_reached
 from .fusion.pairing import Match, match_modules
-from .fusion.projection import Job
 from .fusion.protection import gives_way, jobs_of, numbered, priorities
 from .fusion.roles import roles
 from .fusion.sharing import share_jobs

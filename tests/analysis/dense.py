@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nplora.adapters import Factor, LowRank
-from nplora.fusion.projection import Job
+from nplora.fusion.jobs import Job
 from nplora.reading.adapter import Module
 from nplora.storage import Tensor
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..fusing import fuse
+from ..fusion.jobs import Job, Overlap
 from ..fusion.overlap import advice, percent, sentence, summarise
-from ..fusion.projection import Job, Overlap, stream
+from ..fusion.projection import stream
 from ..output.report import results
 from ..parameters import MU
 from ..reading.adapter import Adapter

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..adapters import LowRank
 from ..extras import lacking
-from ..fusion.projection import read_stack
+from ..fusion.jobs import read_stack
 from ..output.metadata import RECIPE
 from ..reading.adapter import Adapter
 from ..threads import run_threads

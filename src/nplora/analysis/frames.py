@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..adapters import Full, LowRank
-from ..fusion.projection import read_stack
+from ..fusion.jobs import read_stack
 from .spectra import FLOAT64, Array
 
 THIN = 4  # a side this many times as wide as the term's rank is worth Lanczos

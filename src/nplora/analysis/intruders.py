@@ -21,8 +21,8 @@ import numpy as np
 
 from ..adapters import Full, LowRank, Matrix
 from ..errors import InputError
+from ..fusion.jobs import read_stack
 from ..fusion.overlap import percent
-from ..fusion.projection import read_stack
 from ..layouts import Part
 from ..reading.adapter import Adapter
 from ..reading.base import BaseModel

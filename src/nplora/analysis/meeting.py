@@ -10,7 +10,8 @@ from math import sqrt
 import numpy as np
 
 from ..algebra import Grams, well_conditioned
-from ..fusion.projection import Job, Overlap, batches_of, energies, read_stack
+from ..fusion.jobs import Job, Overlap, batches_of, read_stack
+from ..fusion.projection import energies
 from ..methods import Method
 from ..storage import compute_dtype
 from ..threads import run_threads

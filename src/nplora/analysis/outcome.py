@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters import Full, LowRank, Update
-from ..fusion.projection import read_stack
+from ..fusion.jobs import read_stack
 from ..reading.adapter import Adapter
 from ..threads import run_threads
 from .blocks import coarse_blocks, model_order

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters import Full, LowRank, Matrix
-from ..fusion.projection import BATCH_ELEMENTS, read_stack
+from ..fusion.jobs import BATCH_ELEMENTS, read_stack
 from ..reading.adapter import Module
 from ..threads import run_threads
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ..adapters import LowRank, Matrix
 from ..algebra import MAX_DOWN_CONDITION, grams, numerical_rank, orthonormal_form, product_norm, thin_svd
 from ..fusion.fused import FusedModule, Member
+from ..fusion.jobs import Job
 from ..fusion.merging import balanced
-from ..fusion.projection import LEAST, Job
+from ..fusion.projection import LEAST
 from ..methods import Method
 from ..parameters import attenuation
 from ..storage import cast, compute_dtype

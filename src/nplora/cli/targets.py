@@ -83,6 +83,3 @@ def after_writing(output: str) -> Iterator[None]:
         hint = (error.hint or "").removesuffix("Nothing was changed.").strip()
         kept = f"What was fused before it is there: {output}."
         raise OutputError(error.problem, file=error.file, key=error.key, hint=f"{hint} {kept}".strip()) from None
-
-
-__all__ = ["after_writing", "require_drawing", "require_free"]

@@ -24,8 +24,9 @@ from ..algebra.bases import Root, balancing, gram_root
 from ..methods import Merge, Part, Product, find_method
 from ..storage import cast_into, wider
 from .fused import OBSERVED, FusedModule, Measure
+from .jobs import Job, Overlap
 from .measures import gram
-from .projection import Job, Overlap, energies
+from .projection import energies
 
 Array = NDArray[np.float64]
 

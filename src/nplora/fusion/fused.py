@@ -18,9 +18,10 @@ from ..reading.adapter import Adapter, Module
 from ..reading.base import BaseModel
 from ..storage import Tensor, cast
 from .dense import fuse_dense
+from .jobs import Job, Overlap
 from .leftovers import LeftOut
 from .overrides import Overrides
-from .projection import Job, Overlap, stream
+from .projection import stream
 from .strengths import Strengths
 
 Progress = Callable[[int, int], None]

@@ -25,9 +25,10 @@ from ..storage import Spool, wider
 from ..threads import run_threads
 from .cores import batches_of_modules, merge_cores
 from .fused import Fused, FusedModule, Measure, Member
+from .jobs import ELEMENTS_IN_WORK, Overlap, check_finite
 from .measures import gram
 from .pairing import match_key
-from .projection import ELEMENTS_IN_WORK, Overlap, check_finite, stream
+from .projection import stream
 
 Array = NDArray[np.float64]
 Some = TypeVar("Some", bound=Fused)

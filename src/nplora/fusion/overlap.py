@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..parameters import attenuation
-from .projection import Overlap
+from .jobs import Overlap
 
 SHARED = 0.9  # public pairs lie above .98 or below .01; nothing was seen between
 NEAR_CHANCE = 3.0  # rho up to this multiple of chance (or below SMALL) counts as unrelated
@@ -174,7 +174,7 @@ def sentence(
     norm = percent(min(1.0, matched_strength(summary.rho, mu) * calibrate))
     text = f"Mixed ({found}): mu = {shown} keeps {norm} of {who}'s norm"
     most = leading(overlaps)
-    return f"{text}; it acts most in {', '.join(overlap.name for overlap in most)}." if most else text + "."
+    return f"{text}; it acts most in {_names(most)}." if most else text + "."
 
 
 def _in_parts(summary: Summary, mu: float, overlaps: Sequence[Overlap], who: str, calibrate: float, shown: str) -> str:
@@ -195,8 +195,13 @@ def _in_parts(summary: Summary, mu: float, overlaps: Sequence[Overlap], who: str
         )
     text = f"Mixed ({found}): mu = {shown} keeps {kept} of {who}'s norm"
     acting = sorted(finite(overlaps), key=lambda overlap: -_taken(overlap, mu))
-    most = ", ".join(overlap.name for overlap in acting[:3] if _taken(overlap, mu) > 0)
-    return f"{text}; it acts most in {most}." if most else f"{text}."
+    most = [overlap for overlap in acting[:3] if _taken(overlap, mu) > 0]
+    return f"{text}; it acts most in {_names(most)}." if most else f"{text}."
+
+
+def _names(overlaps: Iterable[Overlap]) -> str:
+    """Module names in a sentence, without the component where nobody knows it: words for --strength all the same."""
+    return ", ".join(overlap.name.removeprefix("unknown.") for overlap in overlaps)
 
 
 def _taken(overlap: Overlap, mu: float) -> float:

@@ -13,7 +13,7 @@ from ..adapters import LowRank
 from ..errors import UsageError
 from ..reading.stacks import Update, together
 from .fused import Member
-from .projection import Job, Values
+from .jobs import Job, Values
 from .roles import number_of, role_of
 
 

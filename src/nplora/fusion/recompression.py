@@ -16,7 +16,7 @@ from ..storage import Spool, wider
 from ..threads import run_threads
 from .dense import protected
 from .fused import Fused, FusedModule, Member, Squeezed
-from .projection import check_finite
+from .jobs import check_finite
 
 Array = NDArray[np.float64]
 Some = TypeVar("Some", bound=Fused)

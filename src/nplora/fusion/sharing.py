@@ -16,7 +16,7 @@ from ..adapters import Factor, Matrix
 from ..algebra import well_conditioned
 from ..reading.stacks import Stacked
 from .fused import FusedModule
-from .projection import Job
+from .jobs import Job
 
 
 def share_jobs(modules: MutableMapping[str, FusedModule]) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import UsageError
 from ..fusion.fused import Squeezed
+from ..fusion.jobs import Overlap
 from ..fusion.measures import squeezed_total
 from ..fusion.options import goal_of, require_goal
 from ..fusion.overlap import Summary, advice, overlap_sentence, sentence, summarise
 from ..fusion.overrides import Overrides, read_overrides, require_reached
-from ..fusion.projection import Overlap
 from ..fusion.protection import priorities
 from ..fusion.roles import roles
 from ..fusion.selectors import selects, words_for

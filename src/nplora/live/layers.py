@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..fusion.projection import Values
+from ..fusion.jobs import Values
 from ..fusion.strengths import Strengths
 from .refusals import require_in_memory, require_plain_config, require_plain_layer, require_unmerged
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..fusion.projection import Job, Overlap, batches_of, energies, project, require_finite
+from ..fusion.jobs import Job, Overlap, batches_of, require_finite
+from ..fusion.projection import energies, project
 from ..methods import Method
 from ..parameters import attenuation
 from .layers import Held

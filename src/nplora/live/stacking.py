@@ -9,9 +9,9 @@ from typing import Any
 from ..algebra.compression import Goal
 from ..errors import UsageError
 from ..fusion.fused import Squeezed
+from ..fusion.jobs import Job, Overlap, check_finite
 from ..fusion.merging import module_seed
 from ..fusion.options import goal_of
-from ..fusion.projection import Job, Overlap, check_finite
 from ..methods import Merge, Method, Part
 from .injection import Factors
 from .layers import Held, Place, Share

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..fusion.projection import Job
+from ..fusion.jobs import Job
 from .layers import Held, Share, factors_of
 from .moving import Moving, compute
 from .squeezing import Source, padded, squeezed

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ..adapters import LowRank
 from ..fusion.fused import Fused, FusedModule, Member
+from ..fusion.jobs import Batch
 from ..fusion.merging import merge_all
-from ..fusion.projection import Batch, stream
+from ..fusion.projection import stream
 from ..fusion.recompression import compress_all
 from ..methods import Merge
 from ..storage import Spool, Spooled

@@ -15,9 +15,9 @@ from ..adapters import Factor, Full, LowRank, Matrix, Opaque, Update
 from ..errors import InputError
 from ..formats import Spelling
 from ..fusion.fused import Fused, FusedModule, Member
+from ..fusion.jobs import check_finite
 from ..fusion.leftovers import LeftOut
 from ..fusion.pairing import partners
-from ..fusion.projection import check_finite
 from ..layouts import Part
 from ..reading.adapter import Adapter, Origin, Vector
 from ..storage import Tensor, numpy_dtype, wider

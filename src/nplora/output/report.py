@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..fusion.fused import Fused, Measure, Squeezed
+from ..fusion.jobs import Overlap
 from ..fusion.measures import merged_sentence, squeezed_total, total
 from ..fusion.overlap import (
     Summary,
@@ -21,7 +22,6 @@ from ..fusion.overlap import (
     total_change,
     total_kept,
 )
-from ..fusion.projection import Overlap
 from ..methods import Merge
 from ..version import __version__
 from . import metadata as words

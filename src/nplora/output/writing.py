@@ -15,7 +15,8 @@ from ..adapters import Combined, LowRank, Matrix
 from ..errors import InputError, OutputError
 from ..formats import Written
 from ..fusion.fused import Fused
-from ..fusion.projection import ELEMENTS_IN_WORK, Batch, Overlap, check_finite, stream
+from ..fusion.jobs import ELEMENTS_IN_WORK, Batch, Overlap, check_finite
+from ..fusion.projection import stream
 from ..reading.adapter import Adapter
 from ..storage import TensorWriter
 from ..threads import one_blas_thread, run_threads
