@@ -250,7 +250,7 @@ def test_unrelated_and_mixed_pairs(tmp_path: Path) -> None:
     report = nplora.fuse(cat, nplora.load(twin), mu=0, overrides={"mu": {PART: inf}}).report()
     assert text_of(report).startswith("Mixed (")
     assert ": mu = 0, inf in *.layers.1.* keeps " in text_of(report)
-    assert text_of(report).endswith(" of the subject's norm; it acts most in unknown.model.layers.1.self_attn.q_proj.")
+    assert text_of(report).endswith(" of the subject's norm; it acts most in model.layers.1.self_attn.q_proj.")
     make(tmp_path / "a.safetensors", modules=SD15, seed=1)
     make(tmp_path / "b.safetensors", modules=SD15, seed=2)
     report = nplora.fuse(

@@ -182,7 +182,7 @@ def test_two_moments_of_one_run_are_named_with_the_modules_that_matter():
     report = nplora.fuse(load("gemma2b-mlx-r8-step100"), load("gemma2b-mlx-r8-step600")).report()
     assert report["regime"] == "mixed"
     assert 0.8 < report["rho"] < 0.9
-    assert "it acts most in unknown.model.layers.17.self_attn.q_proj" in report["sentence"]
+    assert "it acts most in model.layers.17.self_attn.q_proj" in report["sentence"]
 
 
 # ------------------------------------------------------------------------------------------ rows of their own
